@@ -1,0 +1,89 @@
+"""What a checkpoint says of itself, and the training state in plain types."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, MessageHub
+
+from projects.sa2va.models import Sa2VAModel
+
+from .store import FORMAT
+
+DATA_SPLITS_FILE = "data_splits.json"
+
+
+def provenance(model: Sa2VAModel, work_dir: str | Path) -> dict[str, Any]:
+    """Provenance of a checkpoint: format, base weights, added tokens, splits, commit, versions."""
+    splits = Path(work_dir) / DATA_SPLITS_FILE
+    return {
+        "format": FORMAT,
+        "base_fingerprint": dict(model.base_fingerprint),
+        "added_token_ids": list(model.processor.added_token_ids),
+        "data_splits": json.loads(splits.read_text()) if splits.is_file() else None,
+        "git_commit": _git_commit(),
+        "torch": str(torch.__version__),
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the code, with ``+changes`` when the tree is not clean; None outside git."""
+    here = Path(__file__).resolve().parent
+    try:
+        commands = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        head, changes = (
+            subprocess.run(
+                ["git", *command], cwd=here, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for command in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+changes" if changes else "")
+
+
+def pack_message_hub(hub: MessageHub) -> dict[str, Any]:
+    """State of the message hub as tensors and plain types (mmengine's own needs pickle)."""
+    state = hub.state_dict()
+    scalars = {
+        key: {
+            "values": torch.tensor(np.asarray(buffer.data[0], dtype=np.float64)),
+            "counts": torch.tensor(np.asarray(buffer.data[1], dtype=np.float64)),
+        }
+        for key, buffer in state["log_scalars"].items()
+    }
+    info = {
+        key: _plain(value)
+        for key, value in state["runtime_info"].items()
+        if isinstance(value, (str, int, float))
+        or (isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value))
+    }
+    return {"scalars": scalars, "runtime_info": info, "resumed_keys": dict(state["resumed_keys"])}
+
+
+def _plain(value: Any) -> Any:
+    """The same value without numpy's subclasses of float and str."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    kind = next(kind for kind in (bool, int, float, str) if isinstance(value, kind))
+    return kind(value)
+
+
+def unpack_message_hub(hub: MessageHub, packed: dict[str, Any]) -> None:
+    """Restores what :func:`pack_message_hub` packed."""
+    buffers = {
+        key: HistoryBuffer(value["values"].tolist(), value["counts"].tolist())
+        for key, value in packed["scalars"].items()
+    }
+    hub.load_state_dict(
+        {
+            "log_scalars": buffers,
+            "runtime_info": packed["runtime_info"],
+            "resumed_keys": packed["resumed_keys"],
+        }
+    )

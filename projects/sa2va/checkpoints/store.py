@@ -1,0 +1,214 @@
+"""Reading and writing our own checkpoints: atomic, safe to load, strict.
+
+A checkpoint is one file (or, under DeepSpeed, one folder) with ``state_dict`` (what was trained,
+under the model's own names), ``meta`` (provenance; see ``provenance.py``) and, for resuming,
+``optimizer``, ``param_schedulers`` and ``message_hub``. It holds tensors and plain Python types
+only, so that it loads with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from projects.sa2va.errors import CheckpointError, listing, suggest
+from projects.sa2va.models import Sa2VAModel
+
+from .deepspeed_folder import is_deepspeed_folder, read_deepspeed_folder
+
+FORMAT = "sa2va-vessel/1"
+
+
+@dataclass
+class LoadReport:
+    """What was loaded from where.
+
+    Attributes:
+        source: file or folder.
+        format: kind of checkpoint.
+        sha256: hash of the file (of the sorted files of a folder).
+        iteration: training iteration it was written at.
+        tensors: number of tensors loaded, by part.
+    """
+
+    source: str
+    format: str
+    sha256: str
+    iteration: int
+    tensors: dict[str, int]
+
+    def text(self) -> str:
+        """One screen for the log."""
+        parts = "\n".join(f"  {part:<22} {n:>5} tensors" for part, n in self.tensors.items())
+        return (
+            f"Loaded {self.source} ({self.format}, iteration {self.iteration}, sha256 "
+            f"{self.sha256[:16]}); nothing missing, nothing left over:\n{parts}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for metrics.json."""
+        return asdict(self)
+
+
+def write_atomically(payload: dict[str, Any], path: str | os.PathLike) -> None:
+    """Writes a checkpoint so that ``path`` is either the old file or the whole new one.
+
+    Raises:
+        CheckpointError: the file cannot be written (disk full, no permission); an older file of
+            that name is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(payload, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
+        if unsafe:
+            raise TypeError(f"a checkpoint must load with weights_only=True, but holds {unsafe}")
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise CheckpointError(
+            found=f"{path} cannot be written: {error}",
+            expected="a folder with room for the checkpoint; earlier checkpoints are untouched",
+            fix="free some space or choose another --work-dir, then go on with --resume",
+        ) from error
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Hash of a file, or of the names and contents of a folder's files."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(str(file.relative_to(path)).encode())
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a checkpoint of ours, file or DeepSpeed folder, onto the CPU.
+
+    Raises:
+        CheckpointError: no such file; not a checkpoint; a checkpoint of something else.
+    """
+    path = Path(path)
+    if not path.exists():
+        near = [p.name for p in path.parent.glob("*") if p.suffix == ".pth" or p.is_dir()]
+        raise CheckpointError(
+            found=f"no checkpoint at {path}" + suggest(path.name, near),
+            expected="a file written by tools/train.py (iter_*.pth, best_*.pth)",
+            fix="give the right --checkpoint; training writes them into its --work-dir, and "
+            "last_checkpoint there names the newest",
+        )
+    if path.is_dir():
+        if not is_deepspeed_folder(path):
+            raise _not_a_checkpoint(path, "a folder without DeepSpeed's *_states.pt files")
+        checkpoint = read_deepspeed_folder(path)
+    else:
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+            raise _not_a_checkpoint(path, _reason(path, error)) from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "meta"} <= checkpoint.keys():
+        keys = sorted(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint)
+        raise _not_a_checkpoint(path, f"it holds {keys}, not state_dict and meta")
+    found = checkpoint["meta"].get("format")
+    if found != FORMAT:
+        raise CheckpointError(
+            found=f"{path} is a checkpoint of another program or version (meta.format={found!r})",
+            expected=f"meta.format={FORMAT!r}, as tools/train.py writes",
+            fix="give a checkpoint that tools/train.py wrote",
+        )
+    return checkpoint
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """What torch found, in one line."""
+    if zipfile.is_zipfile(path):
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if unsafe:
+            return "it would have to run " + listing(unsafe, 5)
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else repr(error)
+
+
+def _not_a_checkpoint(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        found=f"{path} is not a checkpoint that can be read safely: {reason}",
+        expected="a file written by tools/train.py; checkpoints are read with weights_only=True",
+        fix="check that the file is whole (compare its size or sha256) and give the right one",
+    )
+
+
+def load_trained(
+    model: Sa2VAModel, checkpoint: dict[str, Any], path: str | os.PathLike
+) -> LoadReport:
+    """Puts the trained weights of ``checkpoint`` into ``model``, strictly.
+
+    Raises:
+        CheckpointError: another architecture, other trained parts, or other frozen base weights
+            or added tokens than the checkpoint was trained with.
+    """
+    meta = checkpoint["meta"]
+    counts = model.load_trained_state_dict(checkpoint["state_dict"], str(path))
+    other = [
+        part
+        for part, value in meta["base_fingerprint"].items()
+        if model.base_fingerprint.get(part) != value
+    ]
+    if other:
+        raise CheckpointError(
+            found=f"{path} was trained over other frozen weights: {', '.join(other)} differ",
+            expected="the base weights of training: " + _describe_base(meta),
+            fix="set model.mllm.pretrained and model.grounding.pretrained (or the seeds of random "
+            "weights) as in training; meta.cfg of the checkpoint holds that config",
+        )
+    ids = list(model.processor.added_token_ids)
+    if meta["added_token_ids"] != ids:
+        raise CheckpointError(
+            found=f"{path} was trained with added tokens {meta['added_token_ids']}, the model "
+            f"has {ids}",
+            expected="the tokenizer of training",
+            fix="set processor.tokenizer and processor.added_tokens as in training",
+        )
+    return LoadReport(
+        source=str(path),
+        format="DeepSpeed folder" if Path(path).is_dir() else "checkpoint file",
+        sha256=sha256_of(path),
+        iteration=int(meta["iter"]),
+        tensors=counts,
+    )
+
+
+def _describe_base(meta: dict[str, Any]) -> str:
+    return ", ".join(f"{part} {value}" for part, value in meta["base_fingerprint"].items())
+
+
+def build_model_from_checkpoint(path: str | os.PathLike) -> tuple[Sa2VAModel, LoadReport]:
+    """Builds the model from the config stored in a checkpoint of ours, and loads it.
+
+    Pretrained base weights are read again from where that config says.
+    """
+    from mmengine.config import Config
+    from mmengine.registry import MODELS
+
+    checkpoint = read_checkpoint(path)
+    config = Config.fromstring(checkpoint["meta"]["cfg"], ".py")
+    model = MODELS.build(config.model)
+    return model.eval(), load_trained(model, checkpoint, path)

@@ -1,0 +1,129 @@
+"""Every shim for a library, in one place: what it mends, and when it can go.
+
+:func:`apply` runs once, when ``projects.sa2va`` is imported, before any of these libraries is used.
+The pins in ``pins.py`` are the versions that the shims were seen to work with.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from typing import Any
+
+import torch
+
+_KEEP_ALIVE: list[Any] = []  # torch.library definitions vanish with their Library object
+
+
+def apply() -> None:
+    """Applies every shim. Safe to call twice."""
+    if _KEEP_ALIVE:
+        return
+    _KEEP_ALIVE.append(True)
+    _force_weights_only()
+    _torchvision_without_its_extension()
+    _transformers_name_that_xtuner_imports()
+    _cpu_distributed()
+    _deepspeed_optimizers_of_mmengine()
+    _peft_token_rows_without_cuda()
+
+
+def _force_weights_only() -> None:
+    """No pickle of a checkpoint is ever executed, not even by DeepSpeed.
+
+    DeepSpeed 0.19.8 passes ``weights_only=False`` in its own loaders. torch's own switch overrules
+    that for the whole process. The classes that DeepSpeed writes into ZeRO checkpoints are let in
+    one by one in ``checkpoints/deepspeed_folder.py``. Can go when DeepSpeed loads safely by itself.
+    """
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+
+
+def _torchvision_without_its_extension() -> None:
+    """torchvision is published as a CUDA build only; beside a CPU build of torch its C++ ops fail.
+
+    ``import torchvision`` then dies on the fake kernels of ``nms`` and ``qnms``, because their
+    schemas are missing. Defining the schemas is enough for transforms, which is all we use. Can
+    go when torchvision has a CPU build where torch has one.
+    """
+    if torch.version.cuda is not None:
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    schemas = {
+        "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    }
+    for name, schema in schemas.items():
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(name + schema)
+    _KEEP_ALIVE.append(library)
+
+
+def _transformers_name_that_xtuner_imports() -> None:
+    """xtuner 0.2.0 imports a helper that transformers 5 dropped. Can go with the next xtuner."""
+    import transformers.utils
+
+    if not hasattr(transformers.utils, "is_safetensors_available"):
+        transformers.utils.is_safetensors_available = lambda: True
+
+
+def _cpu_distributed() -> None:
+    """mmengine and xtuner reach for CUDA in process groups on machines that have none.
+
+    mmengine calls ``torch.cuda.set_device`` for every launcher and hands ``device_ids`` to DDP;
+    xtuner asks ``torch.cpu.is_bf16_supported``. Can go when they ask the accelerator first.
+    """
+    if torch.cuda.is_available():
+        return
+    torch.cuda.set_device = lambda *args, **kwargs: None
+    if not hasattr(torch.cpu, "is_bf16_supported"):
+        torch.cpu.is_bf16_supported = lambda: True
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+    from torch.nn.parallel import DistributedDataParallel
+
+    original = DistributedDataParallel.__init__
+
+    def without_device_ids(self: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        kwargs.pop("device_ids", None)
+        kwargs.pop("output_device", None)
+        original(self, module, **kwargs)
+
+    DistributedDataParallel.__init__ = without_device_ids
+
+
+def _deepspeed_optimizers_of_mmengine() -> None:
+    """mmengine 0.10.7 imports optimisers that DeepSpeed >= 0.19.7 moved. Can go with mmengine 0.11.
+
+    The module is replaced by one with the three names, so that mmengine's import works; using one
+    of those optimisers is an error that says so.
+    """
+    name = "deepspeed.runtime.fp16.onebit"
+    if name in sys.modules:
+        return
+    module = types.ModuleType(name)
+    for optimizer in ("OnebitAdam", "OnebitLamb", "ZeroOneAdam"):
+        setattr(module, optimizer, type(optimizer, (_RemovedOptimizer,), {}))
+    sys.modules[name] = module
+
+
+class _RemovedOptimizer(torch.optim.Optimizer):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(
+            f"{type(self).__name__} is not in this version of DeepSpeed; use AdamW"
+        )
+
+
+def _peft_token_rows_without_cuda() -> None:
+    """peft 0.21.2 collects token rows under ZeRO-3 on a CUDA device, whether there is one or not.
+
+    Gathering the table and copying the rows does the same on every machine. Can go when peft asks
+    for the accelerator.
+    """
+    from peft.tuners.trainable_tokens import layer
+
+    def collect(self: Any, weight: torch.Tensor, rows: list[int], embed_dim: int) -> torch.Tensor:
+        with layer.gather_params_ctx([weight], modifier_rank=None):
+            return weight[rows].clone()
+
+    layer.TrainableTokensLayer._collect_token_weights = collect

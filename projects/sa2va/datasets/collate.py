@@ -1,0 +1,57 @@
+"""Items of a data set become one batch; what the model sees is kept apart from the masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.registry import FUNCTIONS
+from torch.nn.utils.rnn import pad_sequence
+
+IGNORE_INDEX = -100
+
+
+@FUNCTIONS.register_module()
+def sa2va_collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Collates items of :class:`projects.sa2va.datasets.base.VesselDataset`.
+
+    Args:
+        items: B items, all of a training set or all of a test set. Images may differ in size,
+            number of tiles and number of objects; a training item's ``pad_id`` fills the prompts.
+
+    Returns:
+        Training: ``inputs`` with input_ids, labels (-100 where padded) and attention_mask, int64
+        [B, L], right padded; pixel_values float32 [sum of tiles, 3, T, T]; tiles_per_image;
+        grounding_pixels float32 [B, 3, S, S]. Beside it ``masks`` (B times uint8 [K, H, W]) and
+        ``meta``.
+
+        Testing: ``inputs`` with pixel_values, tiles_per_image, grounding_pixels, prompts (B lists
+        of K int64 [L]) and sizes (B times (H, W)). Beside it ``truth`` and ``meta``, which the
+        test loop hands to the evaluator and never to the model.
+
+    Raises:
+        ValueError: no items, or training and test items in one batch.
+    """
+    if not items:
+        raise ValueError("a batch needs at least one item")
+    if len({"input_ids" in item for item in items}) != 1:
+        raise ValueError("training and test items cannot share a batch")
+    inputs: dict[str, Any] = {
+        "pixel_values": torch.cat([item["pixel_values"] for item in items]),
+        "tiles_per_image": [len(item["pixel_values"]) for item in items],
+        "grounding_pixels": torch.stack([item["grounding_pixels"] for item in items]),
+    }
+    meta = [item["meta"] for item in items]
+    if "input_ids" not in items[0]:
+        inputs["prompts"] = [item["prompts"] for item in items]
+        inputs["sizes"] = [item["size"] for item in items]
+        return {"inputs": inputs, "truth": [item["truth"] for item in items], "meta": meta}
+
+    ids = [item["input_ids"] for item in items]
+    labels = [item["labels"] for item in items]
+    inputs["input_ids"] = pad_sequence(ids, True, padding_value=items[0]["pad_id"])
+    inputs["labels"] = pad_sequence(labels, True, padding_value=IGNORE_INDEX)
+    # By length, not by comparing with the pad id: that id may also occur inside a text.
+    inputs["attention_mask"] = pad_sequence([torch.ones_like(row) for row in ids], True)
+    return {"inputs": inputs, "masks": [item["masks"] for item in items], "meta": meta}

@@ -1,0 +1,153 @@
+"""mmengine's runner with checkpoints of ours: strict, atomic, safe to load, exact to resume."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import master_only
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from mmengine.utils import apply_to
+
+from projects.sa2va.checkpoints import (
+    LoadReport,
+    load_trained,
+    pack_message_hub,
+    provenance,
+    read_checkpoint,
+    unpack_message_hub,
+    write_atomically,
+)
+from projects.sa2va.errors import CheckpointError
+from projects.sa2va.models import Sa2VAModel, parameter_table
+
+
+def bare_model(model: Any) -> Sa2VAModel:
+    """The Sa2VAModel inside mmengine's, torch's or DeepSpeed's wrapper."""
+    while not isinstance(model, Sa2VAModel):
+        model = model.module
+    return model
+
+
+class CheckpointsOfOurs:
+    """What this runner and the one for DeepSpeed (zero.py) share."""
+
+    load_report: LoadReport | None = None
+
+    def checkpoint_meta(self, meta: dict[str, Any] | None, by_epoch: bool) -> dict[str, Any]:
+        """Provenance and position of a checkpoint, plain types only."""
+        meta = dict(meta or {})
+        meta.setdefault("epoch", self.epoch + 1 if by_epoch else self.epoch)
+        meta.setdefault("iter", self.iter if by_epoch else self.iter + 1)
+        meta.update(
+            provenance(bare_model(self.model), self.work_dir),
+            cfg=self.cfg.pretty_text,
+            seed=self.seed,
+            experiment_name=self.experiment_name,
+            world_size=self.world_size,
+            time=time.strftime("%Y-%m-%dT%H:%M:%S"),
+        )
+        return meta
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        # before_run is the first moment at which the model is wrapped, loaded and on its device.
+        if fn_name == "before_run":
+            table = parameter_table(bare_model(self.model))
+            self.logger.info(f"Parameters by part\n{table}")
+        super().call_hook(fn_name, **kwargs)
+
+    def check_resumable(self, meta: dict[str, Any], source: str) -> None:
+        """Raises CheckpointError when resuming could not continue exactly."""
+        if meta["world_size"] != self.world_size:
+            raise CheckpointError(
+                found=f"{source} was written by {meta['world_size']} processes, this run has "
+                f"{self.world_size}",
+                expected="the same number of processes: the order of frames depends on it",
+                fix=f"start with {meta['world_size']} processes, or begin a new run from these "
+                f"weights with --cfg-options load_from={source}",
+            )
+
+
+@RUNNERS.register_module()
+class Sa2VARunner(CheckpointsOfOurs, Runner):
+    """mmengine's Runner for one process, or several with DDP."""
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Loads trained weights strictly; see :func:`checkpoints.load_trained`."""
+        checkpoint = read_checkpoint(filename)
+        self.load_report = load_trained(bare_model(self.model), checkpoint, filename)
+        self.logger.info(self.load_report.text())
+        self._has_loaded = True
+        return checkpoint
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Continues a run: weights, optimiser, schedulers, log and position.
+
+        Raises:
+            CheckpointError: the checkpoint holds no training state (a best_*.pth), was written by
+                another number of processes, or does not fit the model.
+        """
+        checkpoint = read_checkpoint(filename)
+        missing = [key for key in ("optimizer", "message_hub") if key not in checkpoint]
+        if missing:
+            raise CheckpointError(
+                found=f"{filename} holds no {' and no '.join(missing)}",
+                expected="a checkpoint with training state (iter_*.pth of tools/train.py without "
+                "--deepspeed)",
+                fix="resume from the iter_*.pth that last_checkpoint names; to start a new run "
+                f"from these weights use --cfg-options load_from={filename}",
+            )
+        self.check_resumable(checkpoint["meta"], filename)
+        self.load_report = load_trained(bare_model(self.model), checkpoint, filename)
+        self.logger.info(self.load_report.text())
+        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+        self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+        if self.param_schedulers is not None:
+            self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+            for scheduler, state in zip(
+                self.param_schedulers, checkpoint["param_schedulers"], strict=True
+            ):
+                scheduler.load_state_dict(state)
+        unpack_message_hub(self.message_hub, checkpoint["message_hub"])
+        self.train_loop._epoch = checkpoint["meta"]["epoch"]
+        self.train_loop._iter = checkpoint["meta"]["iter"]
+        self._has_loaded = True
+        self.logger.info(f"Resuming after iteration {self.iter}")
+
+    @master_only
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
+        """Writes what was trained, its training state and provenance, atomically."""
+        checkpoint: dict[str, Any] = {
+            "meta": self.checkpoint_meta(meta, by_epoch),
+            "state_dict": bare_model(self.model).trained_state_dict(),
+        }
+        if save_optimizer:
+            checkpoint["message_hub"] = pack_message_hub(self.message_hub)
+            checkpoint["optimizer"] = apply_to(
+                self.optim_wrapper.state_dict(), torch.is_tensor, lambda x: x.cpu()
+            )
+        if save_param_scheduler and self.param_schedulers is not None:
+            checkpoint["param_schedulers"] = [
+                _plain_scheduler_state(s.state_dict()) for s in self.param_schedulers
+            ]
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        write_atomically(checkpoint, Path(out_dir) / filename)
+
+
+def _plain_scheduler_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Drops what is not data (bound methods), which a safe checkpoint cannot hold."""
+    plain = (int, float, str, bool, list, tuple, dict, type(None))
+    return {key: value for key, value in state.items() if isinstance(value, plain)}

@@ -1,0 +1,187 @@
+"""DeepSpeed ZeRO: xtuner's strategy and mmengine's FlexibleRunner, with checkpoints of ours."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.registry import RUNNERS, STRATEGIES
+from mmengine.runner._flexible_runner import FlexibleRunner
+from torch import nn
+from xtuner.engine import DeepSpeedStrategy
+
+from projects.sa2va.checkpoints import (
+    LoadReport,
+    allow_deepspeed_classes,
+    is_deepspeed_folder,
+    load_trained,
+    pack_message_hub,
+    read_checkpoint,
+    unpack_message_hub,
+    write_atomically,
+)
+from projects.sa2va.errors import CheckpointError
+
+from .runner import CheckpointsOfOurs
+
+
+@STRATEGIES.register_module()
+class Sa2VADeepSpeedStrategy(DeepSpeedStrategy):
+    """ZeRO-1/2/3 with the trained parts in checkpoints, written atomically.
+
+    Every process builds the whole model from the same seed or files, and DeepSpeed shards it
+    afterwards. (Built under ZeRO-3's own initialisation, random weights would differ from those of
+    a run without it.)
+
+    Args:
+        load_trained_from: checkpoint whose trained weights the model starts from. They are loaded
+            before sharding, so that DeepSpeed's float32 masters begin with them.
+        kwargs: those of xtuner's strategy.
+    """
+
+    def __init__(self, load_trained_from: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.load_trained_from = load_trained_from
+        self.load_report: LoadReport | None = None
+
+    def _setup_distributed(
+        self, launcher: str | None = None, backend: str | None = None, **kwargs: Any
+    ) -> None:
+        backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
+        super()._setup_distributed(launcher, backend=backend, **kwargs)
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """Builds the whole model, unsharded, and loads the weights it starts from."""
+        from transformers.integrations.deepspeed import (
+            HfDeepSpeedConfig,
+            unset_hf_deepspeed_config,
+        )
+
+        unset_hf_deepspeed_config()
+        built = super().build_model(model)
+        if self.load_trained_from is not None:
+            checkpoint = read_checkpoint(self.load_trained_from)
+            self.load_report = load_trained(built, checkpoint, self.load_trained_from)
+        self.hf_deepspeed_config = HfDeepSpeedConfig(self.config)
+        return built
+
+    def resume(self, filename: str, **kwargs: Any) -> dict[str, Any]:
+        """Loads weights, optimiser and schedulers from a folder of shards.
+
+        Raises:
+            CheckpointError: not such a folder, or written by another number of processes.
+        """
+        allow_deepspeed_classes()
+        path = Path(filename)
+        if not is_deepspeed_folder(path):
+            raise CheckpointError(
+                found=f"{path} is not a DeepSpeed checkpoint folder",
+                expected="a folder written under --deepspeed (iter_*.pth with *_states.pt inside)",
+                fix="resume without --deepspeed, or give the folder that last_checkpoint names",
+            )
+        shards = len(list(path.glob("*_optim_states.pt")))
+        if shards != torch.distributed.get_world_size():
+            raise CheckpointError(
+                found=f"{path} holds the shards of {shards} processes, this run has "
+                f"{torch.distributed.get_world_size()}",
+                expected="the same number of processes",
+                fix=f"start with {shards} processes",
+            )
+        return super().resume(filename, **kwargs)
+
+    def save_checkpoint(
+        self,
+        filename: str,
+        *,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        extra_ckpt: dict | None = None,
+        callback: Any = None,
+    ) -> None:
+        """Writes shards to a temporary folder and renames it; all processes take part."""
+        path = Path(filename)
+        if not save_optimizer:
+            self._save_weights(path, extra_ckpt or {})
+            return
+        temporary = path.with_name(f".{path.name}.tmp")
+        if is_main_process() and temporary.exists():
+            shutil.rmtree(temporary)
+        barrier()
+        super().save_checkpoint(
+            filename=str(temporary),
+            save_optimizer=True,
+            save_param_scheduler=save_param_scheduler,
+            extra_ckpt=extra_ckpt,
+        )
+        barrier()
+        if is_main_process():
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        barrier()
+
+    def _save_weights(self, path: Path, extra: dict[str, Any]) -> None:
+        """Writes the trained weights of all shards as one file."""
+        import deepspeed
+
+        module = self.model.module
+        sharded = [p for p in module.parameters() if p.requires_grad and hasattr(p, "ds_id")]
+        with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
+            state = module.trained_state_dict() if is_main_process() else {}
+        if is_main_process():
+            write_atomically({"state_dict": state, "meta": extra["meta"]}, path)
+        barrier()
+
+
+@RUNNERS.register_module()
+class Sa2VAFlexibleRunner(CheckpointsOfOurs, FlexibleRunner):
+    """mmengine's FlexibleRunner, for DeepSpeed; the strategy reads and writes the shards."""
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the strategy, which owns it here."""
+        return self.strategy.seed
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Reports the weights that the strategy loaded before sharding."""
+        self.load_report = self.strategy.load_report
+        self.logger.info(self.load_report.text())
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Continues a DeepSpeed run from its own shards."""
+        extra = self.strategy.resume(filename)
+        self.check_resumable(extra["meta"], filename)
+        unpack_message_hub(self.message_hub, extra["message_hub"])
+        self.train_loop._epoch = extra["meta"]["epoch"]
+        self.train_loop._iter = extra["meta"]["iter"]
+        self.logger.info(f"Resuming after iteration {self.iter}")
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
+        """Writes the shards of all processes into one folder, atomically.
+
+        A best checkpoint (``save_optimizer=False``) is one consolidated file instead.
+        """
+        extra = {
+            "meta": self.checkpoint_meta(meta, by_epoch),
+            "message_hub": pack_message_hub(self.message_hub),
+        }
+        self.strategy.save_checkpoint(
+            filename=str(Path(out_dir) / filename),
+            save_optimizer=save_optimizer,
+            save_param_scheduler=save_param_scheduler,
+            extra_ckpt=extra,
+        )

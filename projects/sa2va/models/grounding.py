@@ -1,0 +1,209 @@
+"""The mask model, prompted by one embedding: one adapter class per SAM2-family encoder.
+
+Source: the sparse prompt (two not-a-point embeddings, then the language embedding), the
+``no_memory_embedding`` on the coarsest map and the choice of the best of three masks follow
+bytedance/Sa2VA, ``projects/sa2va/hf/models/sam2.py`` (``_forward_sam_heads``).
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from projects.sa2va.errors import ConfigError
+
+from .building import build_weights, first_parameter, resolve_dtype
+
+
+@dataclass
+class ImageFeatures:
+    """Feature maps of B images: strides 4 and 8 for the upscaling, stride 16 for the decoder."""
+
+    stride4: Tensor
+    stride8: Tensor
+    stride16: Tensor
+
+    def select(self, index: Tensor) -> ImageFeatures:
+        """The maps of the images ``index`` (int64 [N]), one for each of N prompts."""
+        return ImageFeatures(*(f[index] for f in (self.stride4, self.stride8, self.stride16)))
+
+
+class GroundingAdapter(nn.Module, abc.ABC):
+    """What the joint model needs of a mask model. ``S`` is its input size in px."""
+
+    image_size: int
+
+    @property
+    @abc.abstractmethod
+    def prompt_size(self) -> int:
+        """Width C of a prompt embedding."""
+
+    @abc.abstractmethod
+    def encode(self, images: Tensor) -> ImageFeatures:
+        """Encodes images [B, 3, S, S]."""
+
+    @abc.abstractmethod
+    def decode(self, features: ImageFeatures, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """Decodes prompts [N, C], each on its own image's features, N maps.
+
+        Returns:
+            Logits [N, S/4, S/4] of the mask with the best predicted IoU, and all predicted IoUs.
+        """
+
+
+@MODELS.register_module()
+class Sam2Adapter(GroundingAdapter):
+    """SAM2 and SAM2.1 by transformers' ``Sam2Model``.
+
+    Args:
+        image_size: input size in px (1024, 512, ...); position embeddings and feature sizes follow.
+        pretrained: hub id or local folder in transformers' layout, or None for random weights.
+        config: keyword arguments of ``Sam2Config``, with random weights only. Sizes that depend on
+            ``image_size`` are filled in.
+        dtype: dtype of the frozen weights; whatever trains is float32.
+        train_mask_decoder: train the mask decoder (and the two convolutions that feed it).
+        train_image_encoder: train Hiera and the FPN too: for models that start from random weights.
+        attn_implementation: ``sdpa`` or ``eager``.
+        seed: seed of random weights.
+        init_device: where random weights are drawn.
+
+    The IoU and object-score heads stay frozen: no loss reaches them (in the reference they are
+    marked trainable and get no gradient, which plain DDP refuses).
+    """
+
+    CONFIG_SCHEMAS = {"config": "transformers.Sam2Config"}
+
+    def __init__(
+        self,
+        image_size: int,
+        pretrained: str | None = None,
+        config: dict | None = None,
+        dtype: str = "bfloat16",
+        train_mask_decoder: bool = True,
+        train_image_encoder: bool = False,
+        attn_implementation: Literal["sdpa", "eager"] = "sdpa",
+        seed: int = 0,
+        init_device: str = "cpu",
+    ) -> None:
+        super().__init__()
+        from transformers import Sam2Config, Sam2Model
+
+        self.model = build_weights(
+            Sam2Model,
+            Sam2Config,
+            key="model.grounding",
+            pretrained=pretrained,
+            config=_deep_copy(config),
+            dtype=resolve_dtype(dtype),
+            attn_implementation=attn_implementation,
+            seed=seed,
+            device=init_device,
+        )
+        self._set_image_size(image_size)
+        if config is not None:
+            _draw_random_prompts(self.model, seed)
+        self.train_image_encoder = train_image_encoder
+        self.model.requires_grad_(False)
+        if train_mask_decoder:
+            decoder = self.model.mask_decoder.float().requires_grad_(True)
+            decoder.iou_prediction_head.requires_grad_(False)
+            decoder.pred_obj_score_head.requires_grad_(False)
+            # Mask token 0 is the single-mask output, unused while multimask output is on; its
+            # row of the table trains along with the others, as in the reference.
+        if train_image_encoder:
+            self.model.vision_encoder.float().requires_grad_(True)
+
+    def _set_image_size(self, image_size: int) -> None:
+        """Adapts everything in Sam2Model that depends on the input size; weights stay as they are."""
+        patch = self.model.config.prompt_encoder_config.patch_size
+        backbone = self.model.vision_encoder.config.backbone_config
+        window = backbone.window_size_per_stage[0] * backbone.patch_stride[0]
+        unit = max(2 * patch, window)
+        if image_size % unit:
+            raise ConfigError(
+                found=f"processor.image_size={image_size}",
+                expected=f"a multiple of {unit}: SAM2 works on a grid of 1/{patch}, and its window "
+                f"position embedding repeats every {window} px",
+                fix=f"set processor.image_size={max(unit, round(image_size / unit) * unit)}",
+            )
+        self.image_size = image_size
+        side = image_size // patch
+        sizes = [[side * 4, side * 4], [side * 2, side * 2], [side, side]]
+        self.model.backbone_feature_sizes = sizes
+        self.model.config.vision_config.backbone_feature_sizes = sizes
+        backbone.image_size = [image_size, image_size]
+        self.model.config.prompt_encoder_config.image_size = image_size
+        encoder = self.model.prompt_encoder
+        encoder.image_embedding_size = (side, side)
+        encoder.mask_input_size = (4 * side, 4 * side)
+        encoder.input_image_size = image_size
+
+    @property
+    def prompt_size(self) -> int:
+        return self.model.config.prompt_encoder_config.hidden_size
+
+    def encode(self, images: Tensor) -> ImageFeatures:
+        model = self.model
+        images = images.to(first_parameter(model.vision_encoder).dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_image_encoder):
+            stride4, stride8, stride16 = model.vision_encoder(images).fpn_hidden_states[:3]
+        decoder = model.mask_decoder
+        dtype = decoder.conv_s0.weight.dtype
+        # The coarsest map carries "no memory of earlier frames", [1, 1, C] to [1, C, 1, 1].
+        stride16 = stride16 + model.no_memory_embedding.to(stride16.dtype).reshape(1, -1, 1, 1)
+        return ImageFeatures(
+            decoder.conv_s0(stride4.to(dtype)), decoder.conv_s1(stride8.to(dtype)), stride16
+        )
+
+    def decode(self, features: ImageFeatures, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        model = self.model
+        n, device = len(prompts), prompts.device
+        # One empty point; the encoder pads a second: two not-a-point embeddings.
+        sparse, dense = model.prompt_encoder(
+            input_points=torch.zeros(n, 1, 1, 2, device=device),
+            input_labels=-torch.ones(n, 1, 1, dtype=torch.int, device=device),
+            input_boxes=None,
+            input_masks=None,
+        )
+        dtype = first_parameter(model.mask_decoder).dtype
+        sparse = torch.cat([sparse.to(dtype), prompts.to(dtype)[:, None, None, :]], dim=2)
+        # DeepSpeed leaves this buffer fp32 beside bf16 weights.
+        position = model.get_image_wide_positional_embeddings().to(dtype)
+        masks, iou, _, _ = model.mask_decoder(
+            image_embeddings=features.stride16.to(dtype),
+            image_positional_embeddings=position.expand(n, -1, -1, -1),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense.to(dtype),
+            multimask_output=True,
+            high_resolution_features=[features.stride4, features.stride8],
+        )
+        masks, iou = masks[:, 0], iou[:, 0]
+        best = iou.argmax(dim=-1)
+        return masks[torch.arange(n, device=device), best].float(), iou.float()
+
+
+def _deep_copy(config: dict | None) -> dict | None:
+    """Plain nested dicts: transformers writes into what it is given, mmengine's are shared."""
+    if not isinstance(config, dict):
+        return config
+    return {k: _deep_copy(v) if isinstance(v, dict) else v for k, v in config.items()}
+
+
+def _draw_random_prompts(model: nn.Module, seed: int) -> None:
+    """Gives a randomly initialised SAM2 one positional basis and usable position embeddings.
+
+    transformers draws two independent Fourier bases for what is one shared basis in SAM2, and
+    leaves Hiera's position embeddings at zero.
+    """
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed + 1)
+        basis = model.prompt_encoder.shared_embedding.positional_embedding
+        model.shared_image_embedding.positional_embedding.copy_(basis)
+        backbone = model.vision_encoder.backbone
+        for table in (backbone.pos_embed, backbone.pos_embed_window):
+            nn.init.trunc_normal_(table, std=0.02)

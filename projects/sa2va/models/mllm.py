@@ -1,0 +1,269 @@
+"""The multimodal language model: one adapter class per model family.
+
+Source: the calls follow transformers' ``InternVLForConditionalGeneration`` (InternVL3, Qwen2-based);
+which parts train, and the prompt that they see, follow bytedance/Sa2VA (projects/sa2va/models).
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, Literal
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from projects.sa2va.errors import ConfigError
+
+from .building import build_weights, first_parameter, resolve_dtype
+
+_LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+class MLLMAdapter(nn.Module, abc.ABC):
+    """What the joint model needs of a multimodal language model.
+
+    A new family (Qwen2.5-VL, Qwen3-VL) is one subclass. ``T`` is the number of visual tokens of a
+    tile, ``D`` the hidden size.
+    """
+
+    @property
+    @abc.abstractmethod
+    def hidden_size(self) -> int:
+        """D."""
+
+    @abc.abstractmethod
+    def visual_tokens(self, pixel_values: Tensor) -> Tensor:
+        """Encodes tiles [n, 3, S, S] to visual tokens [n, T, D]."""
+
+    @abc.abstractmethod
+    def embed(self, input_ids: Tensor, visual_tokens: Tensor) -> Tensor:
+        """Embeds ids [B, L], visual tokens [*, T, D] in place of image tokens, to [B, L, D]."""
+
+    @abc.abstractmethod
+    def hidden_states(self, embeddings: Tensor, attention_mask: Tensor) -> Tensor:
+        """Runs the language model on [B, L, D]; gives its last hidden state [B, L, D] only."""
+
+    @abc.abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits [N, V] of hidden states [N, D]."""
+
+    @abc.abstractmethod
+    def generate(self, embeddings: Tensor, attention_mask: Tensor, max_new_tokens: int) -> Tensor:
+        """Greedy continuation [B, new] of left-padded prompts [B, L, D]."""
+
+
+@MODELS.register_module()
+class InternVLAdapter(MLLMAdapter):
+    """InternVL3 by transformers, LoRA and token rows by peft.
+
+    Args:
+        processor: the processor whose tokenizer and tile size the model must fit.
+        pretrained: hub id or local folder in transformers' layout, or None for random weights.
+        config: keyword arguments of ``InternVLConfig`` (``text_config``, ``vision_config``, ...);
+            with random weights only. ``image_token_id`` follows the tokenizer, and so
+            does ``vocab_size`` unless it asks for a longer table.
+        dtype: dtype of the frozen weights; whatever trains is float32.
+        lora: keyword arguments of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``lora_dropout``,
+            ``target_modules``), or None to leave the language model frozen.
+        train_token_rows: train the rows of the added tokens, in the embedding and in the head
+            (peft's ``trainable_token_indices``; whole tables are never copied).
+        train_projector: train InternVL's vision-language projector, as the reference does.
+        gradient_checkpointing: recompute the language model's activations in the backward pass.
+        attn_implementation: ``sdpa``, ``eager`` or, where it is installed, ``flash_attention_2``.
+        seed: seed of random weights and of LoRA, so that the same config is the same model.
+        init_device: where random weights are drawn (``cuda`` is faster at true size).
+
+    Raises:
+        ConfigError: neither or both of ``pretrained`` and ``config``; sizes that do not fit.
+    """
+
+    CONFIG_SCHEMAS = {"lora": "peft.LoraConfig", "config": "transformers.InternVLConfig"}
+
+    def __init__(
+        self,
+        processor: Any,
+        pretrained: str | None = None,
+        config: dict | None = None,
+        dtype: str = "bfloat16",
+        lora: dict | None = None,
+        train_token_rows: bool = True,
+        train_projector: bool = True,
+        gradient_checkpointing: bool = False,
+        attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        seed: int = 0,
+        init_device: str = "cpu",
+    ) -> None:
+        super().__init__()
+        from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+        self.image_token_id = processor.image_token_id
+        self.pad_token_id = processor.pad_token_id
+        self.eos_token_id = processor.eos_token_id
+        if config is not None:
+            config = _fit_config(config, processor)
+        model = build_weights(
+            InternVLForConditionalGeneration,
+            InternVLConfig,
+            key="model.mllm",
+            pretrained=pretrained,
+            config=config,
+            dtype=resolve_dtype(dtype),
+            attn_implementation=attn_implementation,
+            seed=seed,
+            device=init_device,
+        )
+        self._check_tiles(model, processor)
+        _grow_vocabulary(model, processor, seed)
+        model.requires_grad_(False)
+        # HF turns the cache on for inference; in training it would keep every key and value.
+        model.config.text_config.use_cache = False
+        self.train_projector = train_projector
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + 1)
+            self.model = self._wrap(model, processor, lora, train_token_rows)
+        if train_projector:
+            self._core.model.multi_modal_projector.requires_grad_(True)
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        if gradient_checkpointing:
+            self._core.model.language_model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+
+    def _wrap(
+        self, model: nn.Module, processor: Any, lora: dict | None, train_token_rows: bool
+    ) -> nn.Module:
+        if lora is None and not train_token_rows:
+            return model
+        from peft import LoraConfig, TrainableTokensConfig, get_peft_model
+
+        rows: Any = None
+        if train_token_rows:
+            ids = list(processor.added_token_ids)
+            tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+            rows = ids if tied else {"embed_tokens": ids, "lm_head": ids}
+        if lora is not None:
+            settings = {"target_modules": _LORA_TARGETS, "bias": "none", **lora}
+            return get_peft_model(model, LoraConfig(trainable_token_indices=rows, **settings))
+        if isinstance(rows, dict):
+            raise ConfigError(
+                found="model.mllm.train_token_rows=True with lora=None and an untied head",
+                expected="LoRA beside the token rows, or neither: peft trains the rows of both "
+                "tables only together with LoRA",
+                fix="set model.mllm.lora=dict(r=..., lora_alpha=...) or train_token_rows=False",
+            )
+        return get_peft_model(
+            model, TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=rows)
+        )
+
+    @property
+    def _core(self) -> nn.Module:
+        """The InternVLForConditionalGeneration inside peft's wrapper."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @staticmethod
+    def _check_tiles(model: nn.Module, processor: Any) -> None:
+        vision = model.config.vision_config
+        size, patch = vision.image_size, vision.patch_size
+        size, patch = (v[0] if isinstance(v, (list, tuple)) else v for v in (size, patch))
+        tokens = int((size // patch * model.config.downsample_ratio) ** 2)
+        found = (processor.tile_size, processor.tokens_per_tile)
+        if found != (size, tokens):
+            raise ConfigError(
+                found=f"processor.tile_size, tokens_per_tile = {found}",
+                expected=f"{(size, tokens)}: the vision encoder takes {size} px tiles with "
+                f"{patch} px patches and a ratio of {model.config.downsample_ratio}",
+                fix=f"set processor=dict(tile_size={size}, tokens_per_tile={tokens}, ...)",
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        return self._core.config.text_config.hidden_size
+
+    def visual_tokens(self, pixel_values: Tensor) -> Tensor:
+        # The tower is frozen and its input needs no gradient, so autograd records nothing of it;
+        # only the projector behind it is recorded where it trains.
+        model = self._core.model
+        pixel_values = pixel_values.to(first_parameter(model.vision_tower).dtype)
+        return model.get_image_features(
+            pixel_values=pixel_values,
+            vision_feature_layer=self._core.config.vision_feature_layer,
+            vision_feature_select_strategy=self._core.config.vision_feature_select_strategy,
+        ).pooler_output
+
+    def embed(self, input_ids: Tensor, visual_tokens: Tensor) -> Tensor:
+        embeddings = self._core.get_input_embeddings()(input_ids)
+        image = input_ids == self.image_token_id
+        if int(image.sum()) != visual_tokens.shape[:2].numel():
+            raise ValueError(
+                f"{int(image.sum())} image tokens in the prompts, {visual_tokens.shape[:2].numel()} "
+                "visual tokens from the tiles"
+            )
+        visual = visual_tokens.flatten(0, 1).to(embeddings.dtype)
+        return embeddings.masked_scatter(image.unsqueeze(-1), visual)
+
+    def hidden_states(self, embeddings: Tensor, attention_mask: Tensor) -> Tensor:
+        return self._core.model.language_model(
+            inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self._core.get_output_embeddings()(hidden)
+
+    @torch.no_grad()
+    def generate(self, embeddings: Tensor, attention_mask: Tensor, max_new_tokens: int) -> Tensor:
+        return self._core.generate(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=self.pad_token_id,
+            eos_token_id=self.eos_token_id,
+        )
+
+
+def _fit_config(config: dict, processor: Any) -> dict:
+    """Completes a random-weight config with what the tokenizer decides."""
+    config = {**config, "text_config": dict(config.get("text_config", {}))}
+    text = config["text_config"]
+    rows = text.get("vocab_size", processor.vocab_size)
+    if "image_token_id" in config or rows < processor.base_vocab_size:
+        raise ConfigError(
+            found=f"model.mllm.config with vocab_size={rows}, "
+            f"image_token_id={config.get('image_token_id')}",
+            expected="no image_token_id (it follows the tokenizer), and a table no smaller than "
+            f"the tokenizer ({processor.base_vocab_size} tokens)",
+            fix="remove both keys; choose the tokenizer in processor.tokenizer",
+        )
+    tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+    # transformers 5.23 reads the top level and ignores the text config, 4.57 the reverse.
+    config["tie_word_embeddings"] = text["tie_word_embeddings"] = tied
+    text.setdefault("model_type", "qwen2")
+    text["vocab_size"] = rows
+    config["image_token_id"] = processor.image_token_id
+    config["image_seq_length"] = processor.tokens_per_tile
+    return config
+
+
+def _grow_vocabulary(model: nn.Module, processor: Any, seed: int) -> None:
+    """Adds embedding rows for the added tokens; new rows are drawn around the mean of the others.
+
+    Tables are only ever grown: a table longer than the tokenizer is padding that InternVL ships.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    needed = max(processor.vocab_size, max(processor.added_token_ids) + 1)
+    if rows >= needed:
+        return
+    if rows < processor.base_vocab_size:
+        raise ConfigError(
+            found=f"an embedding table of {rows} rows and a tokenizer of "
+            f"{processor.base_vocab_size} tokens before the added ones",
+            expected="a tokenizer that belongs to the weights",
+            fix="set processor.tokenizer.path to the folder or hub id of model.mllm.pretrained",
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed + 2)
+        model.resize_token_embeddings(needed, mean_resizing=True)

@@ -1,0 +1,97 @@
+"""Accounting of parameters by part: the table at start, and the identity of the frozen weights."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+# First match wins. The names are those of the joint model, with and without peft's wrapping.
+PARTS: tuple[tuple[str, str], ...] = (
+    ("LoRA", r"\.lora_"),
+    ("token rows", r"trainable_tokens_delta"),
+    ("MLLM vision encoder", r"^mllm\..*\bvision_tower\."),
+    ("MLLM projector", r"^mllm\..*\bmulti_modal_projector\."),
+    ("MLLM embeddings", r"^mllm\..*\bembed_tokens\."),
+    ("MLLM head", r"^mllm\..*\blm_head\."),
+    ("MLLM language model", r"^mllm\."),
+    ("[SEG] projector", r"^seg_projector\."),
+    ("SAM2 image encoder", r"^grounding\..*\bvision_encoder\."),
+    ("SAM2 mask decoder", r"^grounding\..*\bmask_decoder\."),
+    ("SAM2 prompt encoder", r"^grounding\."),
+)
+
+
+def part_of(name: str) -> str:
+    """Returns the part that a parameter of the joint model belongs to."""
+    for part, pattern in PARTS:
+        if re.search(pattern, name):
+            return part
+    return "other"
+
+
+def _numel(parameter: Tensor) -> int:
+    # Under ZeRO-3 the tensor itself is empty; DeepSpeed keeps the real count.
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def parameter_table(model: nn.Module) -> str:
+    """Formats part, total, trainable, dtype and MiB of all parameters, a line a part."""
+    rows: dict[str, dict] = {}
+    for name, parameter in model.named_parameters():
+        row = rows.setdefault(part_of(name), {"total": 0, "train": 0, "dtypes": set(), "bytes": 0})
+        count = _numel(parameter)
+        row["total"] += count
+        row["train"] += count if parameter.requires_grad else 0
+        row["dtypes"].add(str(parameter.dtype).removeprefix("torch."))
+        row["bytes"] += count * parameter.element_size()
+    order = [part for part, _ in PARTS] + ["other"]
+    lines = [("part", "total", "trainable", "dtype", "MiB")]
+    for part in sorted(rows, key=order.index):
+        row = rows[part]
+        lines.append(
+            (
+                part,
+                f"{row['total']:,}",
+                f"{row['train']:,}",
+                "+".join(sorted(row["dtypes"])),
+                f"{row['bytes'] / 2**20:,.1f}",
+            )
+        )
+    totals = [sum(row[key] for row in rows.values()) for key in ("total", "train", "bytes")]
+    lines.append(("all", f"{totals[0]:,}", f"{totals[1]:,}", "", f"{totals[2] / 2**20:,.1f}"))
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    text = []
+    for line in lines:
+        cells = [line[0].ljust(widths[0])] + [
+            cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)
+        ]
+        text.append("  ".join(cells).rstrip())
+    return "\n".join(text)
+
+
+def _sample_bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().flatten()
+    picked = flat[:: max(1, flat.numel() // 64)][:64]
+    # bfloat16, so that a base loaded as float32 and as bfloat16 is the same base.
+    return picked.to(torch.bfloat16).float().cpu().numpy().tobytes()
+
+
+def fingerprint(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """Hashes 64 values of every tensor, by part: which weights these are, in seconds at 8B."""
+    hashes: dict[str, hashlib._Hash] = {}
+    for name, tensor in named:
+        digest = hashes.setdefault(part_of(name), hashlib.sha256())
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(_sample_bytes(tensor))
+    return {part: digest.hexdigest()[:16] for part, digest in hashes.items()}
+
+
+def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yields the named frozen parameters, in the order of the model."""
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            yield name, parameter

@@ -1,0 +1,341 @@
+"""The joint model: the hidden state of [SEG] prompts SAM2's mask decoder.
+
+Source: Sa2VA (Yuan et al., 2025; bytedance/Sa2VA, projects/sa2va/models/sa2va.py and
+hf/models/modeling_sa2va_chat.py). Differences, on purpose: objects are decoded as they are (not
+repeated to five), [SEG] tokens and masks that do not pair up are an error, masks are supervised at
+a resolution that keeps vessels, and prediction never sees a mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from projects.sa2va.errors import CheckpointError, ConfigError, DataError, listing
+from projects.sa2va.processing import Sa2VAProcessor
+
+from .building import resolve_dtype
+from .grounding import GroundingAdapter
+from .mllm import MLLMAdapter
+from .outputs import Prediction
+from .parameters import fingerprint, frozen_tensors, part_of
+
+
+@MODELS.register_module()
+class Sa2VAModel(BaseModel):
+    """Multimodal LLM + [SEG] projector + mask model.
+
+    Args:
+        mllm: config of an :class:`MLLMAdapter` (``type='InternVLAdapter'``).
+        grounding: config of a :class:`GroundingAdapter` (``type='Sam2Adapter'``).
+        processor: keyword arguments of :class:`Sa2VAProcessor`; the same as the data sets'.
+        mask_loss: config of the mask loss.
+        language_loss_weight: weight of the cross-entropy over labelled tokens.
+        answer_mode: ``forced`` predicts with one pass over question + answer template;
+            ``generate`` decodes greedily and reports whether [SEG] came.
+        max_new_tokens: longest generated answer.
+        autocast: dtype of autocast around the whole model, or None. bfloat16 beside bfloat16
+            frozen weights, None for a float32 model.
+        seed: seed of the [SEG] projector.
+
+    Shapes: B samples, L tokens, n tiles in all, N phrases in all, S the mask model's input size.
+    """
+
+    CONFIG_SCHEMAS = {"processor": Sa2VAProcessor}
+
+    def __init__(
+        self,
+        mllm: dict,
+        grounding: dict,
+        processor: dict,
+        mask_loss: dict | None = None,
+        language_loss_weight: float = 1.0,
+        answer_mode: Literal["forced", "generate"] = "forced",
+        max_new_tokens: int = 32,
+        autocast: str | None = "bfloat16",
+        seed: int = 0,
+        data_preprocessor: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        if answer_mode not in ("forced", "generate"):
+            raise ConfigError(
+                found=f"model.answer_mode={answer_mode!r}",
+                expected="forced or generate",
+                fix="correct model.answer_mode",
+            )
+        self.processor = Sa2VAProcessor(**processor)
+        self.mllm: MLLMAdapter = MODELS.build({**mllm, "processor": self.processor})
+        self.grounding: GroundingAdapter = MODELS.build(
+            {**grounding, "image_size": self.processor.image_size}
+        )
+        self.mask_loss = MODELS.build(mask_loss or {"type": "MaskLoss"})
+        self.language_loss_weight = language_loss_weight
+        self.answer_mode = answer_mode
+        self.max_new_tokens = max_new_tokens
+        self.autocast_dtype = resolve_dtype(autocast) if autocast is not None else None
+        hidden, prompt = self.mllm.hidden_size, self.grounding.prompt_size
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + 3)
+            self.seg_projector = nn.Sequential(
+                nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, prompt)
+            )
+        self.base_fingerprint = fingerprint(frozen_tensors(self))
+
+    def init_weights(self) -> None:
+        """Does nothing: mmengine would re-draw LoRA and every pretrained submodule."""
+
+    def forward(
+        self,
+        inputs: dict[str, Any],
+        masks: list[Tensor] | None = None,
+        meta: list[dict] | None = None,
+        mode: Literal["loss", "predict"] = "loss",
+    ) -> dict[str, Tensor] | list[Prediction]:
+        """Losses of a training batch, or predictions of a test batch.
+
+        Args:
+            inputs: what the collate function puts there; see :meth:`loss` and :meth:`predict`.
+            masks: training only: per sample uint8 [K, H, W].
+            meta: training only: per sample a dict whose ``frame`` names it in messages.
+            mode: ``loss`` or ``predict``.
+        """
+        device = inputs["pixel_values"].device.type
+        with torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            if mode == "loss":
+                return self.loss(inputs, masks or [], meta or [])
+            if mode == "predict":
+                if masks is not None or meta is not None:
+                    raise ValueError(
+                        "prediction takes images and phrases only, never masks or meta"
+                    )
+                return self.predict(inputs)
+        raise ValueError(f"mode is {mode!r}, expected 'loss' or 'predict'")
+
+    def loss(
+        self, inputs: dict[str, Any], masks: list[Tensor], meta: list[dict]
+    ) -> dict[str, Tensor]:
+        """Losses of one batch.
+
+        Args:
+            inputs: ``input_ids``, ``labels``, ``attention_mask`` int64 [B, L]; ``pixel_values``
+                [n, 3, T, T]; ``grounding_pixels`` [B, 3, S, S].
+            masks: per sample uint8 [K, H, W]; K may be 0 (language loss only).
+            meta: per sample a dict with ``frame``.
+
+        Returns:
+            ``loss_mask``, ``loss_dice`` and ``loss_language``, float32 scalars.
+
+        Raises:
+            DataError: a sample whose [SEG] tokens and masks do not pair up.
+        """
+        ids, labels = inputs["input_ids"], inputs["labels"]
+        is_seg = ids == self.processor.seg_token_id
+        self._check_pairs(is_seg.sum(dim=1).tolist(), masks, meta)
+        visual = self.mllm.visual_tokens(inputs["pixel_values"])
+        hidden = self.mllm.hidden_states(self.mllm.embed(ids, visual), inputs["attention_mask"])
+        features = self.grounding.encode(inputs["grounding_pixels"])
+
+        owner = is_seg.nonzero()[:, 0]
+        if len(owner):
+            logits, _ = self.grounding.decode(
+                features.select(owner), self.seg_projector(self._projectable(hidden[is_seg]))
+            )
+            losses = self.mask_loss(logits, masks)
+        else:
+            # Every trained part takes part in every backward pass, or DDP and ZeRO-3 wait forever.
+            first = torch.zeros(1, dtype=torch.long, device=ids.device)
+            logits, _ = self.grounding.decode(
+                features.select(first), self.seg_projector(self._projectable(hidden[:1, 0]))
+            )
+            losses = {"loss_mask": logits.sum() * 0.0, "loss_dice": logits.sum() * 0.0}
+        losses["loss_language"] = self.language_loss_weight * self._language_loss(hidden, labels)
+        return losses
+
+    def _language_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy at labelled positions; logits are computed nowhere else."""
+        targets = labels[:, 1:]
+        labelled = targets != -100
+        if not bool(labelled.any()):
+            return self.mllm.logits(hidden[:1, 0]).float().sum() * 0.0
+        logits = self.mllm.logits(hidden[:, :-1][labelled])
+        return F.cross_entropy(logits.float(), targets[labelled])
+
+    def _projectable(self, hidden: Tensor) -> Tensor:
+        return hidden.to(self.seg_projector[0].weight.dtype)
+
+    @staticmethod
+    def _check_pairs(counts: list[int], masks: list[Tensor], meta: list[dict]) -> None:
+        if len(masks) != len(counts):
+            raise ValueError(f"{len(counts)} samples, {len(masks)} entries in masks")
+        wrong = [
+            f"{meta[i].get('frame', i) if i < len(meta) else i} ({count} [SEG], {len(masks[i])} masks)"
+            for i, count in enumerate(counts)
+            if count != len(masks[i])
+        ]
+        if wrong:
+            raise DataError(
+                found="[SEG] tokens and masks that do not pair up: " + listing(wrong),
+                expected="one mask for every [SEG] in the answer",
+                fix="give each phrase one mask; if the answer is cut, raise the length limit or "
+                "lower max_phrases_per_sample of the data set",
+            )
+
+    @torch.no_grad()
+    def predict(self, inputs: dict[str, Any]) -> list[Prediction]:
+        """Probability maps for phrases; each image is encoded once, whatever its phrases.
+
+        Args:
+            inputs: ``pixel_values`` [n, 3, T, T] with ``tiles_per_image`` [B];
+                ``grounding_pixels`` [B, 3, S, S]; ``prompts``: per image int64 [L] prompts;
+                ``sizes``: per image (H, W).
+
+        Returns:
+            B predictions.
+        """
+        prompts: list[list[Tensor]] = inputs["prompts"]
+        device = inputs["pixel_values"].device
+        owner = [image for image, group in enumerate(prompts) for _ in group]
+        tokens = self.mllm.visual_tokens(inputs["pixel_values"])
+        by_image = tokens.split(list(inputs["tiles_per_image"]))
+        visual = torch.cat([by_image[i] for i in owner])
+        flat = [prompt.to(device) for group in prompts for prompt in group]
+        if self.answer_mode == "forced":
+            answers = [self.processor.answer_ids().to(device)] * len(flat)
+        else:
+            answers = self._generate(flat, visual)
+
+        full = [torch.cat(pair) for pair in zip(flat, answers, strict=True)]
+        ids, attention = _pad(full, self.processor.pad_token_id, side="right")
+        hidden = self.mllm.hidden_states(self.mllm.embed(ids, visual), attention)
+        # Only the answer counts: a user's phrase may hold the text "[SEG]".
+        is_seg = (ids == self.processor.seg_token_id) & attention.bool()
+        for row, prompt in enumerate(flat):
+            is_seg[row, : len(prompt)] = False
+        seg_owner = is_seg.nonzero()[:, 0]
+
+        maps: list[Tensor | None] = [None] * len(flat)
+        features = self.grounding.encode(inputs["grounding_pixels"])
+        if len(seg_owner):
+            image_of = torch.tensor(owner, device=device)[seg_owner]
+            embeddings = self.seg_projector(self._projectable(hidden[is_seg]))
+            logits, _ = self.grounding.decode(features.select(image_of), embeddings)
+            for row, logit in zip(seg_owner.tolist(), logits, strict=True):
+                probability = self._to_original(logit, inputs["sizes"][owner[row]])
+                earlier = maps[row]
+                # An answer with several [SEG] means all of them.
+                maps[row] = probability if earlier is None else earlier.maximum(probability)
+        return self._collect(prompts, answers, maps, inputs["sizes"])
+
+    def _generate(self, prompts: list[Tensor], visual: Tensor) -> list[Tensor]:
+        """Greedy answers, each cut after its end-of-turn token."""
+        ids, attention = _pad(prompts, self.processor.pad_token_id, side="left")
+        new = self.mllm.generate(self.mllm.embed(ids, visual), attention, self.max_new_tokens)
+        answers = []
+        for row in new:
+            end = (row == self.processor.eos_token_id).nonzero()
+            answers.append(row[: int(end[0]) + 1] if len(end) else row)
+        return answers
+
+    def _to_original(self, logit: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logit map [h, w] to probabilities [H, W], by way of the input size as the reference."""
+        side = self.grounding.image_size
+        for target in ((side, side), tuple(int(s) for s in size)):
+            logit = F.interpolate(logit[None, None], target, mode="bilinear")[0, 0]
+        return logit.float().sigmoid().cpu()
+
+    def _collect(
+        self,
+        prompts: list[list[Tensor]],
+        answers: list[Tensor],
+        maps: list[Tensor | None],
+        sizes: list[tuple[int, int]],
+    ) -> list[Prediction]:
+        predictions, row = [], 0
+        for group, size in zip(prompts, sizes, strict=True):
+            rows = range(row, row + len(group))
+            row += len(group)
+            height, width = (int(s) for s in size)
+            own = [m if (m := maps[r]) is not None else torch.zeros(height, width) for r in rows]
+            predictions.append(
+                Prediction(
+                    probabilities=torch.stack(own) if own else torch.zeros(0, height, width),
+                    answers=[self.processor.decode(answers[r]) for r in rows],
+                    seg_emitted=[maps[r] is not None for r in rows],
+                )
+            )
+        return predictions
+
+    def trained_state_dict(self) -> dict[str, Tensor]:
+        """The tensors of everything that trains, on the CPU, under this model's own names."""
+        return {
+            name: parameter.detach().cpu().clone()
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def load_trained_state_dict(self, state: dict[str, Tensor], source: str) -> dict[str, int]:
+        """Loads what :meth:`trained_state_dict` gave; nothing may be missing or left over.
+
+        Args:
+            state: name to tensor.
+            source: where it came from, for messages.
+
+        Returns:
+            Number of tensors loaded by part.
+
+        Raises:
+            CheckpointError: missing, unexpected or differently shaped weights.
+        """
+        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        missing = sorted(own.keys() - state.keys())
+        unexpected = sorted(state.keys() - own.keys())
+        shapes = [
+            f"{name} {tuple(state[name].shape)} in the file, {_shape(own[name])} in the model"
+            for name in sorted(own.keys() & state.keys())
+            if tuple(state[name].shape) != _shape(own[name])
+        ]
+        if missing or unexpected or shapes:
+            problems = (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+            raise CheckpointError(
+                found=f"{source} does not fit this model: "
+                + "; ".join(
+                    f"{len(names)} {kind} ({_by_part(names)}): {listing(names, 5)}"
+                    for kind, names in problems
+                    if names
+                ),
+                expected="exactly the trained weights of the model that the config describes",
+                fix="test with the config the checkpoint was trained with (it is stored inside: "
+                "meta.cfg), or correct model.mllm.lora, model.grounding.train_mask_decoder and the "
+                "like",
+            )
+        counts: dict[str, int] = {}
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+                counts[part_of(name)] = counts.get(part_of(name), 0) + 1
+        return counts
+
+
+def _shape(parameter: Tensor) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _by_part(names: list[str]) -> str:
+    return listing(sorted({part_of(name.split(" ")[0]) for name in names}))
+
+
+def _pad(rows: list[Tensor], pad_id: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:
+    """Pads int64 rows to one length: ids and attention mask, both [N, L]."""
+    length = max(len(row) for row in rows)
+    ids = rows[0].new_full((len(rows), length), pad_id)
+    attention = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        where = slice(length - len(row), None) if side == "left" else slice(0, len(row))
+        ids[index, where] = row
+        attention[index, where] = 1
+    return ids, attention

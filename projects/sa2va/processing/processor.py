@@ -1,0 +1,210 @@
+"""The single place that knows how an image and a phrase become tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import LongTensor, Tensor
+
+from ..errors import ConfigError, DataError
+from . import images, prompts
+from .tokenizer import IM_END, IMG_CONTEXT, SEG, build_tokenizer
+
+
+class Sa2VAProcessor:
+    """Tokens, tiles and SAM2 input of a Sa2VA model; equal in training, testing and inference.
+
+    It holds settings and a tokenizer only, so that data workers get it by pickling.
+
+    Args:
+        tokenizer: ``dict(type='pretrained', path=<folder or hub id>)`` or
+            ``dict(type='byte_level')``.
+        tile_size: side of InternVL's tiles in pixels.
+        tokens_per_tile: ``<IMG_CONTEXT>`` tokens of a tile; (tile_size / 28) ** 2 for patches of
+            14 pixels and a pixel shuffle of 0.5.
+        min_tiles: smallest number of tiles, thumbnail not counted.
+        max_tiles: largest number of tiles, thumbnail not counted.
+        use_thumbnail: append the whole image where it is cut into more than one tile.
+        image_size: side of SAM2's square input in pixels, a multiple of 32.
+        grounding_norm: 'exact' (ImageNet mean and deviation) or 'released' (rounded to bfloat16,
+            as in the released models' inference code).
+        question: what is asked; ``{phrase}`` stands for the phrase.
+        answer: what is answered, with exactly one ``[SEG]``.
+        added_tokens: tokens of Sa2VA that a base model's tokenizer does not have.
+
+    Attributes:
+        tokenizer: transformers tokenizer with the added tokens.
+        base_vocab_size: number of tokens without ``added_tokens``, be they new or found.
+        vocab_size: number of tokens with them.
+        added_token_ids: their ids, in the order of ``added_tokens``.
+        seg_token_id, image_token_id, eos_token_id, pad_token_id: ids of ``[SEG]``,
+            ``<IMG_CONTEXT>``, ``<|im_end|>`` and the padding token.
+
+    Raises:
+        ConfigError: a setting that cannot be.
+        SetupError: the tokenizer can't be loaded, or is not InternVL's.
+    """
+
+    def __init__(
+        self,
+        tokenizer: dict,
+        *,
+        tile_size: int = 448,
+        tokens_per_tile: int = 256,
+        min_tiles: int = 1,
+        max_tiles: int = 12,
+        use_thumbnail: bool = True,
+        image_size: int = 1024,
+        grounding_norm: str = "exact",
+        question: str = "Please segment the {phrase} in this image.",
+        answer: str = "Sure, [SEG].",
+        added_tokens: Sequence[str] = (SEG, "<p>", "</p>", "<vp>", "</vp>"),
+    ) -> None:
+        images.check_positive("tile_size", tile_size)
+        images.check_positive("tokens_per_tile", tokens_per_tile)
+        images.check_tile_limits(min_tiles, max_tiles)
+        images.check_grounding(image_size, grounding_norm)
+        _check_flag("use_thumbnail", use_thumbnail)
+        _check_texts(question, answer, added_tokens)
+        if not isinstance(tokenizer, Mapping):
+            raise ConfigError(
+                found=f"processor.tokenizer = {tokenizer!r}",
+                expected="dict(type='pretrained', path=...) or dict(type='byte_level')",
+                fix="write processor.tokenizer as a dict",
+            )
+        self.tile_size, self.tokens_per_tile = tile_size, tokens_per_tile
+        self.min_tiles, self.max_tiles, self.use_thumbnail = min_tiles, max_tiles, use_thumbnail
+        self.image_size, self.grounding_norm = image_size, grounding_norm
+        self.question, self.answer = question, answer
+
+        self.tokenizer = build_tokenizer(tokenizer, added_tokens)
+        self.vocab_size: int = len(self.tokenizer)
+        self.base_vocab_size: int = self.vocab_size - len(added_tokens)
+        self.added_token_ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(added_tokens))
+        self.seg_token_id: int = self.tokenizer.convert_tokens_to_ids(SEG)
+        self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(IMG_CONTEXT)
+        self.eos_token_id: int = self.tokenizer.convert_tokens_to_ids(IM_END)
+        self.pad_token_id: int = self.tokenizer.pad_token_id
+
+    def tiles(self, image: np.ndarray) -> Tensor:
+        """InternVL's input of one image.
+
+        Args:
+            image: uint8 RGB [H, W, 3].
+
+        Returns:
+            float32 [n_tiles, 3, tile_size, tile_size], normalised, the thumbnail last.
+
+        Raises:
+            DataError: not an RGB image of 8 bits.
+        """
+        limits = (self.min_tiles, self.max_tiles, self.use_thumbnail)
+        return images.normalise_tiles(images.split_tiles(image, self.tile_size, *limits))
+
+    def grounding_pixels(self, image: np.ndarray) -> Tensor:
+        """SAM2's input of one image: float32 [3, image_size, image_size], normalised.
+
+        Args:
+            image: uint8 RGB [H, W, 3]; it is stretched to the square.
+
+        Raises:
+            DataError: not an RGB image of 8 bits.
+        """
+        square = images.grounding_square(image, self.image_size)
+        return images.normalise_grounding(square, self.grounding_norm)
+
+    def question_for(self, phrase: str) -> str:
+        """The question about ``phrase``.
+
+        Raises:
+            DataError: the phrase is empty or holds control tokens.
+        """
+        # Not str.format: a brace in the phrase or elsewhere in the template is ordinary text.
+        return self.question.replace("{phrase}", prompts.check_phrase(phrase))
+
+    def prompt_ids(self, phrase: str, num_tiles: int) -> LongTensor:
+        """int64 [L]: image and question about ``phrase``, up to ``<|im_start|>assistant\\n``.
+
+        Raises:
+            DataError: the phrase is empty or holds control tokens, or there is no tile.
+        """
+        tokens = self._image_tokens(num_tiles)
+        ids = prompts.prompt_ids(self.tokenizer, self.question_for(phrase), tokens)
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def answer_ids(self) -> LongTensor:
+        """int64 [A]: the answer template and ``<|im_end|>``; follows :meth:`prompt_ids`."""
+        return torch.tensor(prompts.answer_ids(self.tokenizer, self.answer), dtype=torch.int64)
+
+    def conversation(
+        self, turns: Sequence[tuple[str, str]], num_tiles: int
+    ) -> tuple[LongTensor, LongTensor]:
+        """Ids and labels of (question, answer) turns about one image.
+
+        Returns:
+            input_ids and labels, int64 [L]; labels are -100 but for the answers and their
+            ``<|im_end|>``. The image stands in the first turn.
+
+        Raises:
+            DataError: no turn or tile, or an empty text or one with control tokens.
+        """
+        return prompts.conversation(self.tokenizer, turns, self._image_tokens(num_tiles))
+
+    def decode(self, ids: Tensor | Sequence[int]) -> str:
+        """The text of token ids [L], special tokens included."""
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def _image_tokens(self, num_tiles: int) -> int:
+        if num_tiles < 1:
+            raise DataError(
+                found=f"an image of {num_tiles} tiles",
+                expected="at least one tile",
+                fix="pass the length of what Sa2VAProcessor.tiles returns",
+            )
+        return num_tiles * self.tokens_per_tile
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(
+            found=f"processor.{name} = {value!r}",
+            expected="True or False",
+            fix=f"correct processor.{name}",
+        )
+
+
+def _check_texts(question: object, answer: object, added_tokens: object) -> None:
+    if not isinstance(question, str) or question.count("{phrase}") != 1:
+        raise ConfigError(
+            found=f"processor.question = {question!r}",
+            expected="a text with {phrase} in it, once",
+            fix="set processor.question='Please segment the {phrase} in this image.'",
+        )
+    if not isinstance(answer, str) or answer.count(SEG) != 1:
+        raise ConfigError(
+            found=f"processor.answer = {answer!r}",
+            expected=f"a text with exactly one {SEG}: one answer is one mask",
+            fix=f"set processor.answer='Sure, {SEG}.'",
+        )
+    if (
+        isinstance(added_tokens, str)
+        or not isinstance(added_tokens, Sequence)
+        or not all(isinstance(name, str) and name.strip() for name in added_tokens)
+        or SEG not in added_tokens
+    ):
+        raise ConfigError(
+            found=f"processor.added_tokens = {added_tokens!r}",
+            expected=f"a list of token names with {SEG} among them",
+            fix=f"set processor.added_tokens=['{SEG}', '<p>', '</p>', '<vp>', '</vp>']",
+        )
+    for name, text in (("question", question), ("answer", answer)):
+        try:
+            prompts.check_template(name, text)
+        except DataError as error:
+            raise ConfigError(
+                found=f"processor.{name}: {error.found}", expected=error.expected, fix=error.fix
+            ) from error

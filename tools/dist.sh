@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Trains or tests with several processes of one or more machines.
+#
+#   bash tools/dist.sh train CONFIG GPUS [arguments of tools/train.py]
+#   bash tools/dist.sh test  CONFIG GPUS --checkpoint FILE [arguments of tools/test.py]
+#
+# GPUS is the number of processes on this machine: one a card, or gloo processes on the CPU where
+# there is no NVIDIA card. Environment:
+#   DEEPSPEED    deepspeed_zero1, _zero2, _zero2_offload, _zero3, _zero3_offload or a JSON file
+#                (training only); not set: plain data parallel
+#   NNODES       machines (1)                   MASTER_ADDR  address of the first one (127.0.0.1)
+#   NODE_RANK    number of this machine (0)     PORT         port of the first one (29500; on one
+#   PYTHON       Python to run (.venv's)                     machine another one where it is taken)
+set -euo pipefail
+# shellcheck source=tools/launch_lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch_lib.sh"
+USAGE="bash tools/dist.sh train|test CONFIG GPUS [arguments]"
+
+port_is_taken() {
+  (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
+
+free_port() {
+  local port=29500
+  while port_is_taken "$port"; do
+    port=$((20000 + RANDOM % 12000))
+  done
+  echo "$port"
+}
+
+(($# >= 3)) || fail "$# argument(s): $*" "a verb, a config and a number of processes" "$USAGE"
+verb=$1 config=$2 gpus=$3
+shift 3
+check_verb "$verb"
+check_number GPUS "$gpus"
+check_config "$config"
+deepspeed_args "$verb"
+nnodes=${NNODES:-1} node_rank=${NODE_RANK:-0}
+check_number NNODES "$nnodes"
+if ! [[ $node_rank =~ ^[0-9]+$ ]] || ((node_rank >= nnodes)); then
+  fail "NODE_RANK='$node_rank'" "a number from 0 to NNODES-1 = $((nnodes - 1))" \
+    "set NODE_RANK on each machine"
+fi
+if ((nnodes > 1)) && [[ -z ${MASTER_ADDR:-} ]]; then
+  fail "NNODES=$nnodes without MASTER_ADDR" "the address of the first machine, the same on all" \
+    "set MASTER_ADDR"
+fi
+# Several machines must agree on a port, so only one machine may choose another.
+if [[ -n ${PORT:-} ]]; then
+  check_number PORT "$PORT"
+elif ((nnodes == 1)); then
+  PORT=$(free_port)
+else
+  PORT=29500
+fi
+cards=$(count_cards)
+if ((cards > 0 && gpus > cards)) && [[ -z ${CUDA_VISIBLE_DEVICES+set} ]]; then
+  fail "GPUS=$gpus on a machine with $cards NVIDIA card(s)" "at most $cards" \
+    "give $cards, or more machines by NNODES"
+fi
+find_python
+export_environment "$cards"
+
+exec "$PYTHON" -m torch.distributed.run --nnodes "$nnodes" --node_rank "$node_rank" \
+  --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$PORT" --nproc_per_node "$gpus" \
+  "$ROOT/tools/$verb.py" "$config" ${DEEPSPEED_ARGS[@]+"${DEEPSPEED_ARGS[@]}"} "$@" \
+  --launcher pytorch

@@ -1,0 +1,62 @@
+"""Tests a checkpoint: predicts every frame once, scores, writes maps, masks and pictures.
+
+    python tools/test.py CONFIG --checkpoint FILE [--work-dir DIR] [--out DIR] [--show-dir DIR]
+    bash tools/dist.sh test CONFIG GPUS --checkpoint FILE
+
+Results go to <work-dir>/<timestamp>/, or to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import _bootstrap  # noqa: F401
+from mmengine.config import DictAction
+from mmengine.registry import RUNNERS
+
+from projects.sa2va.engine.start import finish, prepare_test
+from projects.sa2va.errors import exit_on_user_error
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Test a checkpoint.")
+    parser.add_argument("config", help="config file the checkpoint was trained with")
+    parser.add_argument(
+        "--checkpoint",
+        help="file or DeepSpeed folder written by tools/train.py; 'none' scores the untrained model",
+        required=True,
+    )
+    parser.add_argument("--work-dir", help="output folder (default: work_dirs/<config name>)")
+    parser.add_argument("--out", help="folder of the results (default: <work-dir>/<timestamp>)")
+    parser.add_argument("--show-dir", help="folder of the pictures (default: pictures/ in --out)")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, help="overrides, key=value, keys with dots"
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    return args
+
+
+@exit_on_user_error
+def main() -> None:
+    """Checks, then tests."""
+    args = parse_args()
+    cfg = prepare_test(
+        args.config,
+        checkpoint=None if args.checkpoint.lower() == "none" else args.checkpoint,
+        work_dir=args.work_dir,
+        out=args.out,
+        show_dir=args.show_dir,
+        cfg_options=args.cfg_options,
+    )
+    cfg.launcher = args.launcher
+    RUNNERS.build(cfg).test()
+
+
+if __name__ == "__main__":
+    main()
+    finish()
