@@ -1,5 +1,6 @@
 # The tiny model on ARCADE frames: what `make demo-arcade` trains and tests.
-#   ARCADE_ROOT=<folder with train, val, test> python tools/train.py projects/sa2va/configs/sa2va_arcade.py
+#   export ARCADE_ROOT=<folder with train, val, test>
+#   python tools/train.py projects/sa2va/configs/sa2va_arcade.py
 _base_ = [
     "../../../configs/_base_/models/sa2va_tiny.py",
     "../../../configs/_base_/datasets/arcade.py",

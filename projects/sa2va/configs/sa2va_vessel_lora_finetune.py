@@ -1,5 +1,6 @@
 # InternVL3-8B + SAM2-L, LoRA, SAM2 input 512.
-#   DEEPSPEED=deepspeed_zero3_offload bash tools/dist.sh train projects/sa2va/configs/sa2va_vessel_lora_finetune.py 4
+#   export DEEPSPEED=deepspeed_zero3_offload
+#   bash tools/dist.sh train projects/sa2va/configs/sa2va_vessel_lora_finetune.py 4
 _base_ = [
     "../../../configs/_base_/models/sa2va_internvl3_8b.py",
     "../../../configs/_base_/datasets/vessel.py",

@@ -93,7 +93,7 @@ def _load(
         raise SetupError(
             found=f"no folder {pretrained} ({key}.pretrained)",
             expected="a folder with config.json and safetensors in transformers' layout",
-            fix=f"download the weights there, or set {key}.pretrained to the right folder or hub id",
+            fix=f"download the weights there, or set {key}.pretrained to a folder or hub id",
         )
     source = str(path) if path.is_dir() else pretrained
     try:
