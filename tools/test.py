@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="config file the checkpoint was trained with")
     parser.add_argument(
         "--checkpoint",
-        help="file or DeepSpeed folder written by tools/train.py; 'none' scores the untrained model",
+        help="file or DeepSpeed folder of tools/train.py; 'none' scores the untrained model",
         required=True,
     )
     parser.add_argument("--work-dir", help="output folder (default: work_dirs/<config name>)")

@@ -20,9 +20,11 @@ class UserError(Exception):
         fix: the command or the config key that mends it.
     """
 
-    def __init__(self, found: str, expected: str, fix: str) -> None:
+    def __init__(self, found: str, expected: str = "", fix: str = "") -> None:
         self.found, self.expected, self.fix = found, expected, fix
-        super().__init__(f"found: {found}\n  expected: {expected}\n  what to do: {fix}")
+        # torch hands on an error of a data worker as one text: then all three are in it already.
+        whole = f"found: {found}\n  expected: {expected}\n  what to do: {fix}"
+        super().__init__(whole if expected or fix else found)
 
     def __reduce__(self):
         # Exceptions pickle by their single message; data workers need all three parts back.

@@ -6,6 +6,7 @@ Nothing expensive (weights, cards, process groups) is touched until all of it is
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -139,9 +140,13 @@ def check_data(cfg: Config, splits: tuple[str, ...], work_dir: str | None) -> No
         for split in splits
         if cfg.get(f"{split}_dataloader")
     }
-    for dataset in datasets.values():
-        check_dataset(dataset)
-    check_splits(datasets)
+    warnings = [
+        f"{split}: {warning}"
+        for split, dataset in datasets.items()
+        for warning in check_dataset(dataset).warnings
+    ]
+    for warning in [*warnings, *check_splits(datasets)]:
+        print_log(warning, logger="current", level=logging.WARNING)
     if work_dir is not None:
         summary = {
             split: {"frames": len(dataset), "hash": split_hash(dataset)}

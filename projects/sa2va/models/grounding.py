@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from mmengine.registry import MODELS
@@ -76,7 +76,7 @@ class Sam2Adapter(GroundingAdapter):
     marked trainable and get no gradient, which plain DDP refuses).
     """
 
-    CONFIG_SCHEMAS = {"config": "transformers.Sam2Config"}
+    CONFIG_SCHEMAS: ClassVar = {"config": "transformers.Sam2Config"}
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Sam2Adapter(GroundingAdapter):
             self.model.vision_encoder.float().requires_grad_(True)
 
     def _set_image_size(self, image_size: int) -> None:
-        """Adapts everything in Sam2Model that depends on the input size; weights stay as they are."""
+        """Adapts what depends on the input size in Sam2Model; weights stay as they are."""
         patch = self.model.config.prompt_encoder_config.patch_size
         backbone = self.model.vision_encoder.config.backbone_config
         window = backbone.window_size_per_stage[0] * backbone.patch_stride[0]

@@ -1,13 +1,13 @@
 """The multimodal language model: one adapter class per model family.
 
-Source: the calls follow transformers' ``InternVLForConditionalGeneration`` (InternVL3, Qwen2-based);
+Source: the calls follow transformers' ``InternVLForConditionalGeneration`` (InternVL3 on Qwen2);
 which parts train, and the prompt that they see, follow bytedance/Sa2VA (projects/sa2va/models).
 """
 
 from __future__ import annotations
 
 import abc
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from mmengine.registry import MODELS
@@ -78,7 +78,7 @@ class InternVLAdapter(MLLMAdapter):
         ConfigError: neither or both of ``pretrained`` and ``config``; sizes that do not fit.
     """
 
-    CONFIG_SCHEMAS = {"lora": "peft.LoraConfig", "config": "transformers.InternVLConfig"}
+    CONFIG_SCHEMAS: ClassVar = {"lora": "peft.LoraConfig", "config": "transformers.InternVLConfig"}
 
     def __init__(
         self,
@@ -196,11 +196,9 @@ class InternVLAdapter(MLLMAdapter):
     def embed(self, input_ids: Tensor, visual_tokens: Tensor) -> Tensor:
         embeddings = self._core.get_input_embeddings()(input_ids)
         image = input_ids == self.image_token_id
-        if int(image.sum()) != visual_tokens.shape[:2].numel():
-            raise ValueError(
-                f"{int(image.sum())} image tokens in the prompts, {visual_tokens.shape[:2].numel()} "
-                "visual tokens from the tiles"
-            )
+        wanted, given = int(image.sum()), visual_tokens.shape[:2].numel()
+        if wanted != given:
+            raise ValueError(f"{wanted} image tokens in the prompts, {given} from the tiles")
         visual = visual_tokens.flatten(0, 1).to(embeddings.dtype)
         return embeddings.masked_scatter(image.unsqueeze(-1), visual)
 

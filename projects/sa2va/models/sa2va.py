@@ -8,7 +8,7 @@ a resolution that keeps vessels, and prediction never sees a mask.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class Sa2VAModel(BaseModel):
     Shapes: B samples, L tokens, n tiles in all, N phrases in all, S the mask model's input size.
     """
 
-    CONFIG_SCHEMAS = {"processor": Sa2VAProcessor}
+    CONFIG_SCHEMAS: ClassVar = {"processor": Sa2VAProcessor}
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class Sa2VAModel(BaseModel):
         if len(masks) != len(counts):
             raise ValueError(f"{len(counts)} samples, {len(masks)} entries in masks")
         wrong = [
-            f"{meta[i].get('frame', i) if i < len(meta) else i} ({count} [SEG], {len(masks[i])} masks)"
+            f"{_name(meta, i)} ({count} [SEG], {len(masks[i])} masks)"
             for i, count in enumerate(counts)
             if count != len(masks[i])
         ]
@@ -319,6 +319,10 @@ class Sa2VAModel(BaseModel):
                 parameter.copy_(state[name])
                 counts[part_of(name)] = counts.get(part_of(name), 0) + 1
         return counts
+
+
+def _name(meta: list[dict], index: int) -> str:
+    return str(meta[index].get("frame", index)) if index < len(meta) else str(index)
 
 
 def _shape(parameter: Tensor) -> tuple[int, ...]:
