@@ -55,4 +55,7 @@ def read_deepspeed_folder(path: Path) -> dict[str, Any]:
             "*optim_states.pt for each process of the training run",
             fix="copy the whole folder, or use an earlier checkpoint",
         ) from error
-    return {"state_dict": dict(state_dict), "meta": states.get("meta", {})}
+    # DeepSpeed adds every buffer; SAM2's fixed position bases are the only ones, and not trained.
+    buffers = set(states.get("buffer_names", []))
+    trained = {name: value for name, value in state_dict.items() if name not in buffers}
+    return {"state_dict": trained, "meta": states.get("meta", {})}

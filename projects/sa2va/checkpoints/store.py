@@ -9,10 +9,10 @@ only, so that it loads with ``weights_only=True``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
-import pickle
-import zipfile
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def write_atomically(payload: dict[str, Any], path: str | os.PathLike) -> None:
     Raises:
         CheckpointError: the file cannot be written (disk full, no permission); an older file of
             that name is untouched.
+        TypeError: the payload holds something else than tensors and plain types.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -78,13 +79,15 @@ def write_atomically(payload: dict[str, Any], path: str | os.PathLike) -> None:
             raise TypeError(f"a checkpoint must load with weights_only=True, but holds {unsafe}")
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise CheckpointError(
             found=f"{path} cannot be written: {error}",
             expected="a folder with room for the checkpoint; earlier checkpoints are untouched",
             fix="free some space or choose another --work-dir, then go on with --resume",
         ) from error
+    finally:
+        # Also after Ctrl-C and after a payload that cannot be saved: half a checkpoint is no use.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -118,16 +121,23 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         )
     if path.is_dir():
         if not is_deepspeed_folder(path):
-            raise _not_a_checkpoint(path, "a folder without DeepSpeed's *_states.pt files")
+            raise _not_a_checkpoint(path, "a folder without DeepSpeed's *model_states.pt files")
         checkpoint = read_deepspeed_folder(path)
     else:
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-            raise _not_a_checkpoint(path, _reason(path, error)) from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "meta"} <= checkpoint.keys():
-        keys = sorted(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint)
-        raise _not_a_checkpoint(path, f"it holds {keys}, not state_dict and meta")
+        except Exception as error:
+            # Damaged files end in whatever the unpickler stumbles over: IndexError, struct.error,
+            # UnicodeDecodeError, OSError (a zip cut short), AssertionError, ...
+            raise _not_a_checkpoint(path, _reason(error)) from error
+    if not isinstance(checkpoint, dict):
+        raise _not_a_checkpoint(path, f"it holds a {type(checkpoint).__name__}")
+    if not isinstance(checkpoint.get("state_dict"), dict) or not isinstance(
+        checkpoint.get("meta"), dict
+    ):
+        raise _not_a_checkpoint(
+            path, f"it holds {listing(checkpoint, 5)}, and not state_dict and meta"
+        )
     found = checkpoint["meta"].get("format")
     if found != FORMAT:
         raise CheckpointError(
@@ -138,14 +148,14 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return checkpoint
 
 
-def _reason(path: Path, error: Exception) -> str:
-    """What torch found, in one line."""
-    if zipfile.is_zipfile(path):
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        if unsafe:
-            return "it would have to run " + listing(unsafe, 5)
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else repr(error)
+def _reason(error: Exception) -> str:
+    """What torch found, in one line, without its advice to load unsafely."""
+    code = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+    if code:
+        return f"it would have to run {code[1]}"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
+        return str(error)
+    return f"it is damaged, cut short or no file of torch ({type(error).__name__})"
 
 
 def _not_a_checkpoint(path: Path, reason: str) -> CheckpointError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.dist import barrier, is_main_process
 from mmengine.registry import RUNNERS, STRATEGIES
 from mmengine.runner._flexible_runner import FlexibleRunner
@@ -38,13 +39,18 @@ class Sa2VADeepSpeedStrategy(DeepSpeedStrategy):
     a run without it.)
 
     Args:
+        config: DeepSpeed's configuration.
         load_trained_from: checkpoint whose trained weights the model starts from. They are loaded
             before sharding, so that DeepSpeed's float32 masters begin with them.
         kwargs: those of xtuner's strategy.
     """
 
-    def __init__(self, load_trained_from: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, config: ConfigDict | dict, load_trained_from: str | None = None, **kwargs: Any
+    ) -> None:
+        # DeepSpeed stores its config in checkpoints, which must hold plain types only.
+        plain = config.to_dict() if isinstance(config, ConfigDict) else config
+        super().__init__(config=plain, **kwargs)
         self.load_trained_from = load_trained_from
         self.load_report: LoadReport | None = None
 
@@ -125,13 +131,16 @@ class Sa2VADeepSpeedStrategy(DeepSpeedStrategy):
         barrier()
 
     def _save_weights(self, path: Path, extra: dict[str, Any]) -> None:
-        """Writes the trained weights of all shards as one file."""
-        import deepspeed
+        """Writes the trained weights, the optimiser's float32 masters, as one file."""
+        from deepspeed.utils import safe_get_full_fp32_param
 
-        module = self.model.module
-        sharded = [p for p in module.parameters() if p.requires_grad and hasattr(p, "ds_id")]
-        with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
-            state = module.trained_state_dict() if is_main_process() else {}
+        state = {}
+        for name, parameter in self.model.module.named_parameters():
+            if parameter.requires_grad:
+                # Every process takes part; only the first keeps what they gathered.
+                whole = safe_get_full_fp32_param(parameter)
+                if is_main_process():
+                    state[name] = whole.detach().cpu().clone()
         if is_main_process():
             write_atomically({"state_dict": state, "meta": extra["meta"]}, path)
         barrier()

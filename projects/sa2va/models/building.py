@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 
-from projects.sa2va.errors import ConfigError, SetupError, suggest
+from projects.sa2va.errors import ConfigError, SetupError, listing, suggest
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FILES = ("*.json", "*.safetensors")
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -67,10 +72,10 @@ def build_weights(
             fix=f"set {key}.pretrained, or {key}.config (with _delete_=True to replace a base's)",
         )
     if pretrained is not None:
-        return _load(model_class, key, pretrained, dtype, attn_implementation)
+        return _load(model_class, config_class, key, pretrained, dtype, attn_implementation)
     try:
         built = config_class(**config)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(
             found=f"{key}.config is refused by {config_class.__name__}: {error}",
             expected=f"keyword arguments of transformers.{config_class.__name__}",
@@ -85,35 +90,111 @@ def build_weights(
 
 
 def _load(
-    model_class: Any, key: str, pretrained: str, dtype: torch.dtype, attn_implementation: str
+    model_class: Any,
+    config_class: Any,
+    key: str,
+    pretrained: str,
+    dtype: torch.dtype,
+    attn_implementation: str,
 ) -> nn.Module:
-    looks_local = pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1
-    path = Path(pretrained).expanduser()
-    if looks_local and not path.is_dir():
+    folder = _resolve(model_class, key, pretrained)
+    _check_kind(config_class, key, folder)
+    try:
+        # Weights of another shape are reported below, by name; transformers itself only logs them.
+        model, info = model_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise SetupError(
+            found=f"{key}.pretrained={pretrained!r} cannot be loaded from '{folder}': {error}",
+            expected=f"config.json and the safetensors of a {model_class.__name__} in "
+            "transformers' layout",
+            fix="download the folder again, or correct the key",
+        ) from error
+    problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "mismatched_keys")}
+    if any(problems.values()):
+        raise SetupError(
+            found=f"{key}.pretrained={pretrained!r} does not fill the model: "
+            + "; ".join(
+                f"{len(names)} {name}: {listing(names, 5)}"
+                for name, names in problems.items()
+                if names
+            ),
+            expected=f"every weight of {model_class.__name__}",
+            fix="use weights published in transformers' layout (names ending in -hf for InternVL3)",
+        )
+    return model
+
+
+def _resolve(model_class: Any, key: str, pretrained: str) -> Path:
+    """Returns the local folder of ``pretrained``; a hub id is looked up in the cache first."""
+    folder = Path(pretrained).expanduser()
+    if folder.is_dir():
+        return folder
+    if pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1:
         raise SetupError(
             found=f"no folder {pretrained} ({key}.pretrained)",
             expected="a folder with config.json and safetensors in transformers' layout",
             fix=f"download the weights there, or set {key}.pretrained to a folder or hub id",
         )
-    source = str(path) if path.is_dir() else pretrained
+    # Through from_pretrained, a hub id without network is tried file by file, each with retries:
+    # minutes until the error. One snapshot fails at once, and says why.
     try:
-        model, info = model_class.from_pretrained(
-            source, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
+        cached = Path(snapshot_download(pretrained, allow_patterns=_FILES, local_files_only=True))
+        if _is_complete(cached):
+            return cached
+    except (OSError, HFValidationError):
+        pass  # not in the cache, or no hub id at all: the call below says so in its error
+    try:
+        return Path(snapshot_download(pretrained, allow_patterns=_FILES))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()
         raise SetupError(
-            found=f"{key}.pretrained={pretrained!r} cannot be loaded: {error}",
-            expected=f"weights of a {model_class.__name__} in transformers' layout, on the hub or "
-            "in a local folder",
-            fix="check the name and the network, or download the folder and give its path",
+            found=f"{key}.pretrained={pretrained!r}: no such folder, and not to be had from the "
+            f"hub ({type(error).__name__}: {reason[0] if reason else 'no reason given'})",
+            expected=f"weights of a {model_class.__name__} in transformers' layout, in a local "
+            "folder or on the hub, cached or downloadable",
+            fix="check the name and the network, or download the model on a machine with network "
+            f"access and set {key}.pretrained to that folder",
         ) from error
-    problems = {name: sorted(info[name]) for name in ("missing_keys", "mismatched_keys")}
-    problems = {name: keys for name, keys in problems.items() if keys}
-    if problems:
+
+
+def _check_kind(config_class: Any, key: str, folder: Path) -> None:
+    """Raises SetupError unless ``folder`` says that it holds this kind of model.
+
+    transformers only warns, and then fails somewhere inside or fills nothing.
+    """
+    # Released SAM2 folders hold the video model, of which the image model is a part.
+    kinds = (config_class.model_type, f"{config_class.model_type}_video")
+    file = folder / "config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
         raise SetupError(
-            found=f"{key}.pretrained={pretrained!r} does not fill the model: "
-            + "; ".join(f"{name} {keys[:5]} ({len(keys)})" for name, keys in problems.items()),
-            expected=f"every weight of {model_class.__name__}",
-            fix="use weights published in transformers' layout (names ending in -hf for InternVL3)",
+            found=f"{file} ({key}.pretrained) cannot be read: {error}",
+            expected="the config.json of a model in transformers' layout",
+            fix=f"download the folder again, or correct {key}.pretrained",
+        ) from error
+    if found not in kinds:
+        raise SetupError(
+            found=f"a model of type {found!r} in '{folder}' ({key}.pretrained)",
+            expected=f"model_type {kinds[0]!r} in its config.json",
+            fix="use weights published in transformers' layout (names ending in -hf for "
+            "InternVL3), and do not swap model.mllm.pretrained and model.grounding.pretrained",
         )
-    return model
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a cached snapshot holds all weights: the cache may have the tokenizer only."""
+    if not (folder / "config.json").exists():
+        return False
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return (folder / "model.safetensors").exists()
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / shard).exists() for shard in shards)

@@ -8,6 +8,7 @@ bytedance/Sa2VA, ``projects/sa2va/hf/models/sam2.py`` (``_forward_sam_heads``).
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -123,7 +124,7 @@ class Sam2Adapter(GroundingAdapter):
         patch = self.model.config.prompt_encoder_config.patch_size
         backbone = self.model.vision_encoder.config.backbone_config
         window = backbone.window_size_per_stage[0] * backbone.patch_stride[0]
-        unit = max(2 * patch, window)
+        unit = math.lcm(2 * patch, window)
         if image_size % unit:
             raise ConfigError(
                 found=f"processor.image_size={image_size}",

@@ -50,7 +50,7 @@ class MLLMAdapter(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def generate(self, embeddings: Tensor, attention_mask: Tensor, max_new_tokens: int) -> Tensor:
-        """Greedy continuation [B, new] of left-padded prompts [B, L, D]."""
+        """Greedy continuation [B, new] of left-padded prompts [B, L, D], without image tokens."""
 
 
 @MODELS.register_module()
@@ -217,6 +217,8 @@ class InternVLAdapter(MLLMAdapter):
             attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            # No answer holds an image; the token would ask for visual features that do not exist.
+            suppress_tokens=[self.image_token_id],
             use_cache=True,
             pad_token_id=self.pad_token_id,
             eos_token_id=self.eos_token_id,

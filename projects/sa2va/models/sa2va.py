@@ -200,6 +200,8 @@ class Sa2VAModel(BaseModel):
         prompts: list[list[Tensor]] = inputs["prompts"]
         device = inputs["pixel_values"].device
         owner = [image for image, group in enumerate(prompts) for _ in group]
+        if not owner:
+            return self._collect(prompts, [], [], inputs["sizes"])
         tokens = self.mllm.visual_tokens(inputs["pixel_values"])
         by_image = tokens.split(list(inputs["tiles_per_image"]))
         visual = torch.cat([by_image[i] for i in owner])
