@@ -4,16 +4,19 @@ from .deepspeed_folder import allow_deepspeed_classes, is_deepspeed_folder
 from .provenance import DATA_SPLITS_FILE, pack_message_hub, provenance, unpack_message_hub
 from .store import (
     LoadReport,
+    added_tokens,
     build_model_from_checkpoint,
     load_trained,
     read_checkpoint,
     sha256_of,
     write_atomically,
 )
+from .stored_config import read_stored_config
 
 __all__ = [
     "DATA_SPLITS_FILE",
     "LoadReport",
+    "added_tokens",
     "allow_deepspeed_classes",
     "build_model_from_checkpoint",
     "is_deepspeed_folder",
@@ -21,6 +24,7 @@ __all__ = [
     "pack_message_hub",
     "provenance",
     "read_checkpoint",
+    "read_stored_config",
     "sha256_of",
     "unpack_message_hub",
     "write_atomically",

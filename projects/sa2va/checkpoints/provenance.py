@@ -13,9 +13,10 @@ from mmengine.logging import HistoryBuffer, MessageHub
 
 from projects.sa2va.models import Sa2VAModel
 
-from .store import FORMAT
+from .store import FORMAT, added_tokens
 
 DATA_SPLITS_FILE = "data_splits.json"
+_SCALARS = (str, int, float, np.bool_, np.integer, np.floating)
 
 
 def provenance(model: Sa2VAModel, work_dir: str | Path) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def provenance(model: Sa2VAModel, work_dir: str | Path) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "base_fingerprint": dict(model.base_fingerprint),
-        "added_token_ids": list(model.processor.added_token_ids),
+        "added_tokens": added_tokens(model),
         "data_splits": json.loads(splits.read_text()) if splits.is_file() else None,
         "git_commit": _git_commit(),
         "torch": str(torch.__version__),
@@ -60,16 +61,18 @@ def pack_message_hub(hub: MessageHub) -> dict[str, Any]:
     info = {
         key: _plain(value)
         for key, value in state["runtime_info"].items()
-        if isinstance(value, (str, int, float))
-        or (isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value))
+        if isinstance(value, _SCALARS)
+        or (isinstance(value, list) and all(isinstance(item, _SCALARS) for item in value))
     }
     return {"scalars": scalars, "runtime_info": info, "resumed_keys": dict(state["resumed_keys"])}
 
 
 def _plain(value: Any) -> Any:
-    """The same value without numpy's subclasses of float and str."""
+    """The same value without numpy's scalars and subclasses of float and str."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     kind = next(kind for kind in (bool, int, float, str) if isinstance(value, kind))
     return kind(value)
 

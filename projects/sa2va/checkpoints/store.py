@@ -9,7 +9,6 @@ only, so that it loads with ``weights_only=True``.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -18,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.registry import MODELS
 
 from projects.sa2va.errors import CheckpointError, listing, suggest
 from projects.sa2va.models import Sa2VAModel
 
 from .deepspeed_folder import is_deepspeed_folder, read_deepspeed_folder
+from .stored_config import read_stored_config
 
 FORMAT = "sa2va-vessel/1"
 
@@ -150,10 +151,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     """What torch found, in one line, without its advice to load unsafely."""
-    code = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+    code = re.search(r"GLOBAL (\S+)", str(error))
     if code:
         return f"it would have to run {code[1]}"
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
+    if isinstance(error, PermissionError):
         return str(error)
     return f"it is damaged, cut short or no file of torch ({type(error).__name__})"
 
@@ -189,12 +190,12 @@ def load_trained(
             fix="set model.mllm.pretrained and model.grounding.pretrained (or the seeds of random "
             "weights) as in training; meta.cfg of the checkpoint holds that config",
         )
-    ids = list(model.processor.added_token_ids)
-    if meta["added_token_ids"] != ids:
+    tokens = added_tokens(model)
+    if meta["added_tokens"] != tokens:
         raise CheckpointError(
-            found=f"{path} was trained with added tokens {meta['added_token_ids']}, the model "
-            f"has {ids}",
-            expected="the tokenizer of training",
+            found=f"{path} was trained with added tokens {meta['added_tokens']}, the model "
+            f"has {tokens}",
+            expected="the tokenizer of training: the same names with the same ids",
             fix="set processor.tokenizer and processor.added_tokens as in training",
         )
     return LoadReport(
@@ -206,6 +207,13 @@ def load_trained(
     )
 
 
+def added_tokens(model: Sa2VAModel) -> dict[str, int]:
+    """Names and ids of the tokens that were added to the base tokenizer."""
+    ids = model.processor.added_token_ids
+    names = model.processor.tokenizer.convert_ids_to_tokens(ids)
+    return dict(zip(names, ids, strict=True))
+
+
 def _describe_base(meta: dict[str, Any]) -> str:
     return ", ".join(f"{part} {value}" for part, value in meta["base_fingerprint"].items())
 
@@ -213,12 +221,14 @@ def _describe_base(meta: dict[str, Any]) -> str:
 def build_model_from_checkpoint(path: str | os.PathLike) -> tuple[Sa2VAModel, LoadReport]:
     """Builds the model from the config stored in a checkpoint of ours, and loads it.
 
-    Pretrained base weights are read again from where that config says.
-    """
-    from mmengine.config import Config
-    from mmengine.registry import MODELS
+    Pretrained base weights are read again from where that config says. The config is read as data
+    and never executed.
 
+    Raises:
+        CheckpointError: as :func:`read_checkpoint`, :func:`read_stored_config` and
+            :func:`load_trained`.
+    """
     checkpoint = read_checkpoint(path)
-    config = Config.fromstring(checkpoint["meta"]["cfg"], ".py")
+    config = read_stored_config(checkpoint["meta"]["cfg"], str(path))
     model = MODELS.build(config.model)
     return model.eval(), load_trained(model, checkpoint, path)
