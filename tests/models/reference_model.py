@@ -13,7 +13,7 @@ from projects.sa2va.models import Sa2VAModel
 GOLDEN_ANSWER = "Sure, [SEG]."
 
 
-def model_config(reference: Path, **changes: object) -> dict:
+def model_config(reference: Path, attention: str = "sdpa", **changes: object) -> dict:
     """Keyword arguments of Sa2VAModel with the sizes of the reference's tiny model."""
     released = json.loads((reference / "F1_model" / "config.json").read_text())
     llm, vit = released["llm_config"], released["vision_config"]
@@ -30,7 +30,7 @@ def model_config(reference: Path, **changes: object) -> dict:
         "mllm": {
             "type": "InternVLAdapter",
             "dtype": "float32",
-            "attn_implementation": "eager",
+            "attn_implementation": attention,
             "lora": None,
             "train_token_rows": False,
             "config": {
@@ -56,7 +56,7 @@ def model_config(reference: Path, **changes: object) -> dict:
         "grounding": {
             "type": "Sam2Adapter",
             "dtype": "float32",
-            "attn_implementation": "eager",
+            "attn_implementation": attention,
             "config": {
                 "vision_config": {
                     "model_type": "sam2_vision_model",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from projects.sa2va.datasets.image_io import read_image
-from projects.sa2va.models import Sa2VAModel
+from projects.sa2va.models import Prediction, Sa2VAModel
 
+from .conftest import PHRASE, predict_inputs
 from .reference_model import load_reference, model_config
 
-PHRASE = "blood vessel"
 IMAGES = ("img_a", "img_b", "img_c")
 
 
@@ -25,87 +28,112 @@ def reference(shared_dir: Path) -> Path:
     return shared_dir / "reference"
 
 
-@pytest.fixture(scope="module")
-def model(reference: Path) -> Sa2VAModel:
-    model = Sa2VAModel(**model_config(reference)).eval()
+def build(reference: Path, attention: str = "sdpa", **changes: object) -> Sa2VAModel:
+    model = Sa2VAModel(**model_config(reference, attention, **changes)).eval()
     left = load_reference(reference, model)
     assert left == [], "every weight of ours has one in the reference"
     return model
 
 
-def predict_inputs(model: Sa2VAModel, images: list[np.ndarray], phrases: list[list[str]]) -> dict:
-    """What the collate function makes of images and phrases."""
-    tiles = [model.processor.tiles(image) for image in images]
-    return {
-        "pixel_values": torch.cat(tiles),
-        "tiles_per_image": [len(t) for t in tiles],
-        "grounding_pixels": torch.stack([model.processor.grounding_pixels(i) for i in images]),
-        "prompts": [
-            [model.processor.prompt_ids(phrase, len(t)) for phrase in group]
-            for group, t in zip(phrases, tiles, strict=True)
-        ],
-        "sizes": [image.shape[:2] for image in images],
-    }
+@pytest.fixture(scope="module")
+def model(reference: Path) -> Sa2VAModel:
+    return build(reference)
+
+
+@dataclass
+class Steps:
+    """One prediction, and what it went through: [SEG] state, prompt, logits, IoU."""
+
+    ids: torch.Tensor
+    seg: torch.Tensor
+    embedding: torch.Tensor
+    logits: torch.Tensor
+    iou: torch.Tensor
+    prediction: Prediction
+
+
+def predict_in_steps(model: Sa2VAModel, image: np.ndarray) -> Steps:
+    seen: list[tuple[torch.Tensor, ...]] = []
+    embed, decode = model.mllm.embed, model.grounding.decode
+    hook = model.seg_projector.register_forward_hook(lambda _m, x, out: seen.append((*x, out)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            model.mllm, "embed", lambda ids, visual: seen.append((ids,)) or embed(ids, visual)
+        )
+        patch.setattr(model.grounding, "decode", lambda f, p: seen.append(decode(f, p)) or seen[-1])
+        prediction = model(
+            inputs=predict_inputs(model.processor, [image], [[PHRASE]]), mode="predict"
+        )
+    hook.remove()
+    (ids,), (seg, embedding), (logits, iou) = seen
+    return Steps(ids, seg, embedding, logits, iou, prediction[0])
+
+
+@pytest.fixture(scope="module")
+def alone(model: Sa2VAModel, reference: Path) -> Callable[[str], Steps]:
+    """Each image predicted by itself, once."""
+    return functools.cache(
+        lambda name: predict_in_steps(
+            model, read_image(reference / "F2_preprocess" / f"{name}.png")
+        )
+    )
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_forced_forward_agrees(model: Sa2VAModel, reference: Path, name: str) -> None:
-    image = read_image(reference / "F2_preprocess" / f"{name}.png")
+def test_forced_forward_agrees(alone: Callable, reference: Path, name: str) -> None:
+    check_forward(reference, name, alone(name))
+
+
+def test_forced_forward_agrees_with_eager_attention(reference: Path) -> None:
+    """The reference's own; sdpa is the default, and an order of magnitude faster on a CPU."""
+    image = read_image(reference / "F2_preprocess" / "img_a.png")
+    check_forward(reference, "img_a", predict_in_steps(build(reference, "eager"), image))
+
+
+def check_forward(reference: Path, name: str, steps: Steps) -> None:
     golden = load_file(reference / "F4_forward" / f"{name}.safetensors")
     meta = json.loads((reference / "F4_forward" / f"{name}.json").read_text())
-    inputs = predict_inputs(model, [image], [[PHRASE]])
-    ids = torch.cat([inputs["prompts"][0][0], model.processor.answer_ids()])[None]
-    assert torch.equal(ids[0], golden["input_ids"])
-    with torch.no_grad():
-        visual = model.mllm.visual_tokens(inputs["pixel_values"])
-        hidden = model.mllm.hidden_states(model.mllm.embed(ids, visual), torch.ones_like(ids))
-        seg = hidden[ids == model.processor.seg_token_id]
-        embedding = model.seg_projector(seg)
-        features = model.grounding.encode(inputs["grounding_pixels"])
-        logits, iou = model.grounding.decode(features, embedding)
-        prediction = model(inputs=inputs, mode="predict")[0]
-    torch.testing.assert_close(seg, golden["seg_hidden"], atol=2e-5, rtol=0)
-    torch.testing.assert_close(embedding, golden["seg_embed"], atol=2e-5, rtol=0)
-    torch.testing.assert_close(iou[0], golden["iou_scores"], atol=1e-5, rtol=0)
-    best = meta["best_mask_index"]
-    assert int(iou[0].argmax()) == best
-    torch.testing.assert_close(logits[0], golden["multimask_logits"][best], atol=1e-4, rtol=0)
-    final = golden["final_logits"]
-    torch.testing.assert_close(prediction.probabilities, final.sigmoid(), atol=1e-4, rtol=0)
-    assert prediction.seg_emitted == [True]
-    packed = np.packbits((prediction.probabilities > 0.5).numpy().reshape(-1))
+    best, final = meta["best_mask_index"], golden["final_logits"]
+    assert torch.equal(steps.ids[0], golden["input_ids"])
+    close = functools.partial(torch.testing.assert_close, rtol=0)
+    close(steps.seg, golden["seg_hidden"], atol=2e-5)
+    close(steps.embedding, golden["seg_embed"], atol=2e-5)
+    close(steps.iou[0], golden["iou_scores"], atol=1e-5)
+    assert int(steps.iou[0].argmax()) == best
+    close(steps.logits[0], golden["multimask_logits"][best], atol=1e-4)
+    probabilities = steps.prediction.probabilities
+    close(probabilities, final.sigmoid(), atol=1e-4)
+    assert steps.prediction.seg_emitted == [True]
+    packed = np.packbits((probabilities > 0.5).numpy().reshape(-1))
     different = np.unpackbits(packed ^ golden["final_mask_packed"].numpy().reshape(-1)).sum()
     assert different <= int((final.abs() < 1e-4).sum())
 
 
-def test_batch_of_mixed_sizes_agrees_with_single_images(model: Sa2VAModel, reference: Path) -> None:
+def test_batch_of_mixed_sizes_agrees_with_single_images(
+    model: Sa2VAModel, alone: Callable, reference: Path
+) -> None:
     images = [read_image(reference / "F2_preprocess" / f"{name}.png") for name in IMAGES]
-    together = model(
-        inputs=predict_inputs(model, images, [[PHRASE], ["artery", PHRASE], [PHRASE]]),
-        mode="predict",
-    )
+    inputs = predict_inputs(model.processor, images, [[PHRASE], ["artery", PHRASE], [PHRASE]])
+    together = model(inputs=inputs, mode="predict")
     assert [tuple(p.probabilities.shape) for p in together] == [
         (1, 299, 301),
         (2, 171, 333),
         (1, 250, 163),
     ]
-    for image, prediction in zip(images, together, strict=True):
-        alone = model(inputs=predict_inputs(model, [image], [[PHRASE]]), mode="predict")[0]
-        torch.testing.assert_close(
-            prediction.probabilities[-1], alone.probabilities[0], atol=1e-4, rtol=0
-        )
+    for name, prediction in zip(IMAGES, together, strict=True):
+        single = alone(name).prediction.probabilities[0]
+        torch.testing.assert_close(prediction.probabilities[-1], single, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("case", ["override_one_seg", "plain"])
 def test_generate_agrees(reference: Path, case: str) -> None:
-    model = Sa2VAModel(**model_config(reference, answer_mode="generate", max_new_tokens=16)).eval()
-    load_reference(reference, model)
+    model = build(reference, answer_mode="generate", max_new_tokens=16)
     if case == "override_one_seg":
         head = load_file(reference / "F5_generate" / "override_one_seg.safetensors")
         with torch.no_grad():
             model.mllm._core.lm_head.weight.copy_(next(iter(head.values())).float())
     image = read_image(reference / "F2_preprocess" / "img_a.png")
-    inputs = predict_inputs(model, [image], [[PHRASE]])
+    inputs = predict_inputs(model.processor, [image], [[PHRASE]])
     prediction = model(inputs=inputs, mode="predict")[0]
     if case == "plain":
         assert prediction.seg_emitted == [False]

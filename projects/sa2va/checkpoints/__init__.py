@@ -1,6 +1,10 @@
 """Weights in and out: our own checkpoints, DeepSpeed folders, provenance."""
 
-from .deepspeed_folder import allow_deepspeed_classes, is_deepspeed_folder
+from .deepspeed_folder import (
+    allow_deepspeed_classes,
+    is_deepspeed_folder,
+    read_deepspeed_meta,
+)
 from .provenance import DATA_SPLITS_FILE, pack_message_hub, provenance, unpack_message_hub
 from .store import (
     LoadReport,
@@ -24,6 +28,7 @@ __all__ = [
     "pack_message_hub",
     "provenance",
     "read_checkpoint",
+    "read_deepspeed_meta",
     "read_stored_config",
     "sha256_of",
     "unpack_message_hub",

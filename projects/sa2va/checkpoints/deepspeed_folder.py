@@ -29,6 +29,26 @@ def is_deepspeed_folder(path: Path) -> bool:
     return path.is_dir() and any(path.glob("*model_states.pt"))
 
 
+def read_deepspeed_meta(path: Path) -> dict[str, Any]:
+    """Reads the provenance of a DeepSpeed folder, without its weights.
+
+    Raises:
+        CheckpointError: the file that holds it cannot be read.
+    """
+    allow_deepspeed_classes()
+    first = sorted(path.glob("*model_states.pt"))[0]
+    try:
+        states = torch.load(first, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        # As of any damaged file: whatever the unpickler stumbles over.
+        raise CheckpointError(
+            found=f"{first} is damaged, cut short or no file of torch ({type(error).__name__})",
+            expected="a whole DeepSpeed checkpoint folder",
+            fix="copy the whole folder again, or use an earlier checkpoint",
+        ) from error
+    return dict(states.get("meta", {}))
+
+
 def read_deepspeed_folder(path: Path) -> dict[str, Any]:
     """Consolidates the shards to float32 and reads the provenance beside them.
 

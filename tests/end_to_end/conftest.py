@@ -1,0 +1,97 @@
+"""Runs the tools as a user does, on the smallest experiment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.tiny_experiment import write_experiment
+
+MAX_ITERS = 6
+# Frames of train, val and test; five test frames do not divide by two processes.
+FRAMES = (8, 4, 5)
+
+
+def run_tool(*command: object, environment: dict[str, str] | None = None) -> str:
+    """Runs a command from the repository's root; returns its output, fails with it."""
+    settings = {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **(environment or {})}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+def train(config: Path, work_dir: Path, *arguments: object) -> str:
+    """``tools/train.py`` in one process."""
+    return run_tool(
+        sys.executable, "tools/train.py", config, "--work-dir", work_dir, *arguments
+    )  # fmt: skip
+
+
+def train_two(config: Path, work_dir: Path, deepspeed: str, *arguments: object) -> str:
+    """``tools/dist.sh train`` in two gloo processes; ``deepspeed`` may be empty (DDP)."""
+    return run_tool(
+        "bash", "tools/dist.sh", "train", config, 2, "--work-dir", work_dir, *arguments,
+        environment={"DEEPSPEED": deepspeed},
+    )  # fmt: skip
+
+
+def test(config: Path, checkpoint: Path, out: Path, *arguments: object) -> dict:
+    """``tools/test.py`` in one process; returns metrics.json."""
+    run_tool(
+        sys.executable, "tools/test.py", config, "--checkpoint", checkpoint,
+        "--work-dir", out.parent / "test_work", "--out", out, *arguments,
+    )  # fmt: skip
+    return json.loads((out / "metrics.json").read_text())
+
+
+test.__test__ = False
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    """What training logged, newest run of the folder."""
+    newest = sorted(work_dir.glob("*/vis_data/scalars.json"))[-1]
+    return [json.loads(line) for line in newest.read_text().splitlines()]
+
+
+def losses(work_dir: Path) -> dict[int, tuple[float, ...]]:
+    """Iteration to (loss, mask, Dice, language), newest run of the folder."""
+    keys = ("loss", "loss_mask", "loss_dice", "loss_language")
+    return {
+        row["iter"]: tuple(row[key] for key in keys) for row in scalars(work_dir) if "loss" in row
+    }
+
+
+def copy_as_interrupted(source: Path, target: Path, iteration: int) -> None:
+    """A copy of a finished run as it was after ``iteration``."""
+    shutil.copytree(source, target)
+    for path in target.glob("iter_*.pth"):
+        if path.name != f"iter_{iteration}.pth":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (target / "last_checkpoint").write_text(str(target / f"iter_{iteration}.pth"))
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Config of an experiment of six iterations with a checkpoint at the third."""
+    return write_experiment(
+        tmp_path_factory.mktemp("experiment"),
+        frames=FRAMES,
+        train_cfg=dict(max_iters=MAX_ITERS, val_interval=3),
+        default_hooks=dict(checkpoint=dict(interval=3)),
+        model=dict(mllm=dict(lora=dict(lora_dropout=0.1)), mask_loss=dict(num_points=64)),
+    )

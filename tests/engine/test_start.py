@@ -1,0 +1,406 @@
+"""Everything that can be wrong is found before anything expensive is touched."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from projects.sa2va.checkpoints import DATA_SPLITS_FILE
+from projects.sa2va.checkpoints.store import FORMAT
+from projects.sa2va.engine import start
+from projects.sa2va.engine.start import (
+    find_newest_checkpoint,
+    prepare_test,
+    prepare_training,
+)
+from projects.sa2va.errors import CheckpointError, ConfigError, DataError, SetupError
+from projects.sa2va.models import Sa2VAModel
+from tests.broken_data import (
+    FRAMES,
+    WAYS,
+    copy_experiment,
+    edit_annotations,
+    images,
+    same_patient,
+    truncated_image,
+)
+from tests.tiny_experiment import write_experiment
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rendered")
+    write_experiment(folder, frames=FRAMES)
+    return folder
+
+
+@pytest.fixture
+def experiment(rendered, tmp_path) -> Path:
+    """Config of an experiment of its own."""
+    return copy_experiment(rendered, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch):
+    """Building a model, or a part of one, fails the test: preparing must not need any."""
+
+    @functools.wraps(Sa2VAModel.__init__)  # the check of the config reads its signature
+    def refuse(*args, **kwargs):
+        pytest.fail("a model was built before everything was checked")
+
+    monkeypatch.setattr(MODELS, "build", refuse)
+    monkeypatch.setattr(Sa2VAModel, "__init__", refuse)
+
+
+def save(path: Path, *, training_state: bool = True, **meta) -> Path:
+    """A checkpoint as far as preparing looks into it."""
+    content = {"state_dict": {}, "meta": {"format": FORMAT, "seed": 0, "world_size": 1, **meta}}
+    if training_state:
+        content |= {"optimizer": {}, "message_hub": {}, "param_schedulers": []}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, path)
+    return path
+
+
+# ---------------------------------------------------------------------------------------- data
+
+
+def test_sound_data_pass_and_their_hashes_are_stored(experiment, tmp_path):
+    cfg = prepare_training(str(experiment), work_dir=str(tmp_path / "run"))
+    assert cfg.work_dir == str(tmp_path / "run")
+    splits = json.loads((tmp_path / "run" / DATA_SPLITS_FILE).read_text())
+    assert {split: entry["frames"] for split, entry in splits.items()} == {
+        "train": 4,
+        "val": 2,
+        "test": 2,
+    }
+    assert len({entry["hash"] for entry in splits.values()}) == 3
+    assert all(len(entry["hash"]) == 64 for entry in splits.values())
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_broken_data(experiment, tmp_path, way):
+    seen_by_test_alone, texts = WAYS[way]
+    way(tmp_path)
+    with pytest.raises(DataError) as caught:
+        prepare_training(str(experiment), work_dir=str(tmp_path / "run"))
+    assert all(text in str(caught.value) for text in texts), caught.value
+    assert not (tmp_path / "run" / DATA_SPLITS_FILE).exists()
+    if seen_by_test_alone:
+        with pytest.raises(DataError):
+            prepare_test(str(experiment), checkpoint=None, work_dir=str(tmp_path / "run"))
+    else:
+        prepare_test(str(experiment), checkpoint=None, work_dir=str(tmp_path / "run"))
+
+
+def test_hashes_of_an_earlier_run_survive_a_refused_one(experiment, tmp_path):
+    run = tmp_path / "run"
+    prepare_training(str(experiment), work_dir=str(run))
+    before = (run / DATA_SPLITS_FILE).read_bytes()
+    truncated_image(tmp_path)
+    with pytest.raises(DataError):
+        prepare_training(str(experiment), work_dir=str(run))
+    assert {p.name for p in run.iterdir()} == {DATA_SPLITS_FILE}
+    assert (run / DATA_SPLITS_FILE).read_bytes() == before
+
+
+def test_all_of_a_data_sets_faults_come_at_once(experiment, tmp_path):
+    for path in images(tmp_path, "train")[:2]:
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        prepare_training(str(experiment), work_dir=str(tmp_path / "run"))
+    assert all(path.name in caught.value.found for path in images(tmp_path, "train")[:2])
+
+
+def test_what_is_odd_but_no_error_is_said(experiment, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(start, "print_log", lambda text, **kwargs: said.append(text))
+    frame = images(tmp_path, "val")[0].name
+
+    def without_labels(data):
+        image = next(i for i in data["images"] if i["file_name"] == frame)
+        data["annotations"] = [a for a in data["annotations"] if a["image_id"] != image["id"]]
+
+    edit_annotations(tmp_path, "val", without_labels)
+    prepare_training(str(experiment), work_dir=str(tmp_path / "run"))
+    assert len(said) == 1
+    assert said[0].startswith("val: 1 frames with an empty mask")
+    assert frame in said[0]
+
+
+def test_other_processes_leave_the_data_to_the_first(experiment, tmp_path, monkeypatch):
+    same_patient(tmp_path)
+    monkeypatch.setenv("RANK", "1")
+    prepare_training(str(experiment), work_dir=str(tmp_path / "run"), distributed=True)
+    assert not (tmp_path / "run" / DATA_SPLITS_FILE).exists()
+
+
+# -------------------------------------------------------------------------------------- config
+
+
+def test_unknown_key_comes_first(experiment, tmp_path):
+    truncated_image(tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'max_iters'"):
+        prepare_training(
+            str(experiment), work_dir=str(tmp_path / "run"), cfg_options={"train_cfg.max_iter": 3}
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_seed_and_options_win_over_the_config(experiment, tmp_path):
+    cfg = prepare_training(
+        str(experiment),
+        work_dir=str(tmp_path / "run"),
+        seed=7,
+        cfg_options={"train_cfg.max_iters": 3},
+    )
+    assert cfg.randomness.seed == 7
+    assert cfg.train_cfg.max_iters == 3
+    assert cfg.env_cfg.dist_cfg.backend == ("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def test_test_config_holds_nothing_of_training(experiment, tmp_path):
+    checkpoint = save(tmp_path / "iter_1.pth")
+    cfg = prepare_test(
+        str(experiment),
+        checkpoint=str(checkpoint),
+        work_dir=str(tmp_path / "run"),
+        out=str(tmp_path / "out"),
+        show_dir=str(tmp_path / "shown"),
+    )
+    assert not [key for key in cfg if key.startswith(("train", "val", "optim", "param"))]
+    assert cfg.load_from == str(checkpoint)
+    assert cfg.resume is False
+    assert cfg.test_cfg.out_dir == str(tmp_path / "out")
+    assert cfg.test_evaluator.show_dir == str(tmp_path / "shown")
+    assert (tmp_path / "out").is_dir()
+
+
+# ------------------------------------------------------------------------------------ work dir
+
+
+@pytest.mark.parametrize("inner", ["", "deeper/run"])
+def test_work_dir_is_a_file(experiment, tmp_path, inner):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(SetupError, match="cannot be written") as caught:
+        prepare_training(str(experiment), work_dir=str(tmp_path / "taken" / inner))
+    assert "--work-dir" in caught.value.fix
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_folders_of_test_results_are_checked_as_well(experiment, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    for argument in ("work_dir", "out", "show_dir"):
+        folders = {"work_dir": str(tmp_path / "run"), argument: str(tmp_path / "taken")}
+        with pytest.raises(SetupError, match="taken cannot be written"):
+            prepare_test(str(experiment), checkpoint=None, **folders)
+
+
+def test_disk_without_room(experiment, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(SetupError, match="No space left"):
+        prepare_training(str(experiment), work_dir=str(tmp_path / "run"))
+
+
+def test_default_work_dir_is_named_after_the_config(experiment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert prepare_training(str(experiment)).work_dir == "work_dirs/experiment"
+    assert (tmp_path / "work_dirs" / "experiment").is_dir()
+
+
+# -------------------------------------------------------------------------------------- resume
+
+
+def resume(experiment: Path, run: Path, value: str = "auto", **more):
+    return prepare_training(str(experiment), work_dir=str(run), resume=value, **more)
+
+
+def test_auto_in_an_empty_folder_starts_afresh(experiment, tmp_path):
+    cfg = resume(experiment, tmp_path / "run")
+    assert cfg.resume is False
+    assert cfg.load_from is None
+
+
+def test_auto_takes_what_last_checkpoint_names_and_its_seed(experiment, tmp_path):
+    run = tmp_path / "run"
+    newest = save(run / "iter_2.pth", seed=11)
+    save(run / "iter_9.pth")
+    (run / "last_checkpoint").write_text(f"{newest}\n")
+    cfg = resume(experiment, run)
+    assert cfg.resume is True
+    assert cfg.load_from == str(newest)
+    assert cfg.randomness.seed == 11
+
+
+def test_last_checkpoint_names_a_missing_file(experiment, tmp_path):
+    run = tmp_path / "run"
+    save(run / "iter_2.pth")
+    (run / "last_checkpoint").write_text(str(run / "iter_4.pth"))
+    with pytest.raises(CheckpointError) as caught:
+        resume(experiment, run)
+    assert "names iter_4.pth, which is not there" in caught.value.found
+    assert "--resume <checkpoint>" in caught.value.fix
+
+
+def test_moved_work_dir(tmp_path):
+    save(tmp_path / "before" / "iter_2.pth")
+    pointer = tmp_path / "before" / "last_checkpoint"
+    pointer.write_text(str(tmp_path / "before" / "iter_2.pth"))
+    (tmp_path / "before").rename(tmp_path / "after")
+    found = find_newest_checkpoint(str(tmp_path / "after"))
+    assert found == str(tmp_path / "after" / "iter_2.pth")
+
+
+def test_resume_from_a_missing_file(experiment, tmp_path):
+    save(tmp_path / "run" / "iter_2.pth")
+    with pytest.raises(CheckpointError, match=r"did you mean 'iter_2\.pth'"):
+        resume(experiment, tmp_path / "run", str(tmp_path / "run" / "iter_3.pth"))
+
+
+@pytest.mark.parametrize("key", ["load_from", "resume"])
+def test_what_is_loaded_is_read_first(experiment, tmp_path, key):
+    path = tmp_path / "iter_2.pth"
+    path.write_text("no checkpoint")
+    options = {"cfg_options": {"load_from": str(path)}} if key == "load_from" else {}
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        prepare_training(
+            str(experiment),
+            work_dir=str(tmp_path / "run"),
+            resume=str(path) if key == "resume" else None,
+            **options,
+        )
+
+
+def test_load_from_a_missing_file(experiment, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        prepare_training(
+            str(experiment),
+            work_dir=str(tmp_path / "run"),
+            cfg_options={"load_from": str(tmp_path / "none.pth")},
+        )
+
+
+def test_load_from_is_read_first_also_where_there_is_nothing_to_resume(experiment, tmp_path):
+    options = {"load_from": str(tmp_path / "none.pth")}
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        resume(experiment, tmp_path / "run", cfg_options=options)
+
+
+def test_best_checkpoint_cannot_be_resumed(experiment, tmp_path):
+    best = save(tmp_path / "best_vessel_dice_iter_2.pth", training_state=False)
+    with pytest.raises(CheckpointError, match="holds no optimizer") as caught:
+        resume(experiment, tmp_path / "run", str(best))
+    assert "load_from" in caught.value.fix
+
+
+def test_checkpoint_to_test_is_missing(experiment, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        prepare_test(
+            str(experiment), checkpoint=str(tmp_path / "x.pth"), work_dir=str(tmp_path / "run")
+        )
+
+
+# ----------------------------------------------------------------------------------- deepspeed
+
+
+def with_deepspeed(experiment: Path, run: Path, name: str = "deepspeed_zero2", **more):
+    settings = {"distributed": True, **more}
+    return prepare_training(str(experiment), work_dir=str(run), deepspeed=name, **settings)
+
+
+def test_deepspeed_config_takes_over_what_the_config_says(experiment, tmp_path):
+    options = {
+        "optim_wrapper.accumulative_counts": 3,
+        "default_hooks.checkpoint.interval": 3,
+        "optim_wrapper.clip_grad.max_norm": 0.5,
+        "optim_wrapper.paramwise_cfg": {"lr_mult": {"LoRA": 0.5}},
+    }
+    cfg = with_deepspeed(experiment, tmp_path / "run", cfg_options=options)
+    assert cfg.runner_type == "Sa2VAFlexibleRunner"
+    assert cfg.strategy.config.zero_optimization.stage == 2
+    assert cfg.strategy.gradient_accumulation_steps == 3
+    assert cfg.strategy.gradient_clipping == 0.5
+    assert cfg.strategy.train_micro_batch_size_per_gpu == cfg.train_dataloader.batch_size == 2
+    assert cfg.optim_wrapper.paramwise_cfg == {"lr_mult": {"LoRA": 0.5}}
+    assert cfg.optim_wrapper.constructor == "PartwiseConstructor"
+
+
+@pytest.mark.parametrize(("autocast", "enabled"), [("bfloat16", True), (None, False)])
+def test_bf16_follows_the_model(experiment, tmp_path, autocast, enabled):
+    options = {"model.autocast": autocast}
+    cfg = with_deepspeed(experiment, tmp_path / "run", cfg_options=options)
+    assert cfg.strategy.config.bf16.enabled is enabled
+
+
+def test_bf16_that_is_set_stays(experiment, tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}))
+    cfg = with_deepspeed(experiment, tmp_path / "run", str(path))
+    assert cfg.strategy.config.bf16.enabled is True
+    assert cfg.strategy.config.zero_optimization.stage == 1
+
+
+def test_deepspeed_without_a_launcher(experiment, tmp_path):
+    with pytest.raises(SetupError, match="without a launcher") as caught:
+        with_deepspeed(experiment, tmp_path / "run", distributed=False)
+    assert "DEEPSPEED=deepspeed_zero2 bash tools/dist.sh train" in caught.value.fix
+
+
+def test_unknown_deepspeed_name(experiment, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        with_deepspeed(experiment, tmp_path / "run", "deepspeed_zero_2")
+    assert "did you mean 'deepspeed_zero2'" in caught.value.expected
+    assert "deepspeed_zero3_offload" in caught.value.expected
+
+
+@pytest.mark.parametrize("content", [b"{not json", b"[1, 2]", b'{"bf16": 1}', b"\xff\xfe{}"])
+def test_deepspeed_file_that_cannot_be_read(experiment, tmp_path, content):
+    (tmp_path / "own.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"own\.json"):
+        with_deepspeed(experiment, tmp_path / "run", str(tmp_path / "own.json"))
+
+
+def test_clipping_that_deepspeed_does_not_know(experiment, tmp_path):
+    with pytest.raises(ConfigError, match=r"optim_wrapper\.clip_grad\.norm_type") as caught:
+        with_deepspeed(
+            experiment, tmp_path / "run", cfg_options={"optim_wrapper.clip_grad.norm_type": 1}
+        )
+    assert "max_norm alone" in caught.value.expected
+
+
+def _shards(folder: Path) -> Path:
+    save(folder / "mp_rank_00_model_states.pt", seed=11)
+    return folder
+
+
+def test_resume_without_deepspeed_what_was_written_with_it(experiment, tmp_path):
+    path = _shards(tmp_path / "run" / "iter_2.pth")
+    with pytest.raises(CheckpointError, match="written with --deepspeed") as caught:
+        resume(experiment, tmp_path / "run", str(path))
+    assert "resume with --deepspeed" in caught.value.fix
+
+
+def test_resume_with_deepspeed_what_was_written_without_it(experiment, tmp_path):
+    path = save(tmp_path / "run" / "iter_2.pth")
+    with pytest.raises(CheckpointError, match="written without --deepspeed") as caught:
+        with_deepspeed(experiment, tmp_path / "run", resume=str(path))
+    assert f"load_from={path}" in caught.value.fix
+
+
+def test_resume_with_deepspeed(experiment, tmp_path):
+    path = _shards(tmp_path / "run" / "iter_2.pth")
+    cfg = with_deepspeed(experiment, tmp_path / "run", resume=str(path))
+    assert cfg.resume is True
+    assert cfg.load_from == str(path)
+    assert cfg.randomness.seed == 11  # of the run that goes on, as without DeepSpeed
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        with_deepspeed(experiment, tmp_path / "run", resume=str(tmp_path / "iter_3.pth"))
