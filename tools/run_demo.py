@@ -43,7 +43,8 @@ def make_data(folder: Path) -> None:
 def run(tool: str, *arguments: object, environment: dict[str, str]) -> float:
     """Runs one of our tools as a user would; returns the seconds it took."""
     command = [sys.executable, str(_bootstrap.ROOT / "tools" / tool), *map(str, arguments)]
-    print("\n$ " + " ".join(["python", f"tools/{tool}", *map(str, arguments)]), flush=True)
+    shown = " ".join(["python", f"tools/{tool}", *map(str, arguments)])
+    print("\n$ " + shown.replace(f"{_bootstrap.ROOT}/", ""), flush=True)
     start = time.time()
     subprocess.run(command, check=True, env={**os.environ, **environment})
     return time.time() - start

@@ -203,3 +203,12 @@ def test_arcade_loads_without_false_errors(shared_dir, processor, split, count):
     assert "left main coronary artery" in category.metainfo["phrases"]
     united = category.masks(0).max(axis=0)
     assert (united == dataset.masks(0)[0]).all()
+
+
+def test_two_masks_for_one_phrase_in_a_test_frame(load_coco, coco_folder):
+    coco_folder.data["annotations"].append(
+        coco_folder.data["annotations"][0] | {"id": 99, "segmentation": [[20, 20, 26, 20, 26, 26]]}
+    )
+    assert len(load_coco(mode="instance")) == 3
+    with pytest.raises(DataError, match=r"(?s)P00_0\.png has several masks.*left main.*unite"):
+        load_coco(mode="instance", test_mode=True)

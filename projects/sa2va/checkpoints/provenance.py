@@ -64,7 +64,8 @@ def pack_message_hub(hub: MessageHub) -> dict[str, Any]:
         if isinstance(value, _SCALARS)
         or (isinstance(value, list) and all(isinstance(item, _SCALARS) for item in value))
     }
-    return {"scalars": scalars, "runtime_info": info, "resumed_keys": dict(state["resumed_keys"])}
+    kept = {key: flag for key, flag in state["resumed_keys"].items() if key in {**scalars, **info}}
+    return {"scalars": scalars, "runtime_info": info, "resumed_keys": kept}
 
 
 def _plain(value: Any) -> Any:

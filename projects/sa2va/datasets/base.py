@@ -276,6 +276,14 @@ class VesselDataset(Dataset, ABC):
                     "at least one phrase for every test frame",
                     "take language-only samples out of the test and validation data",
                 )
+            phrases = [obj.phrase for obj in record.objects]
+            if self.test_mode and len(set(phrases)) < len(phrases):
+                twice = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
+                findings.add(
+                    f"{record.name} has several masks for one phrase: {listing(twice, 3)}",
+                    "one mask for each phrase of a test frame: the model gives one map a phrase",
+                    "unite them (mode='union' or 'category' for COCO), or give each its own phrase",
+                )
             for obj in record.objects:
                 if obj.phrase in good:
                     continue

@@ -14,6 +14,7 @@ from mmengine.utils import apply_to
 
 from projects.sa2va.checkpoints import (
     LoadReport,
+    check_resumable,
     load_trained,
     pack_message_hub,
     provenance,
@@ -21,7 +22,6 @@ from projects.sa2va.checkpoints import (
     unpack_message_hub,
     write_atomically,
 )
-from projects.sa2va.errors import CheckpointError
 from projects.sa2va.models import Sa2VAModel, parameter_table
 
 
@@ -59,16 +59,9 @@ class CheckpointsOfOurs:
             self.logger.info(f"Parameters by part\n{table}")
         super().call_hook(fn_name, **kwargs)
 
-    def check_resumable(self, meta: dict[str, Any], source: str) -> None:
-        """Raises CheckpointError when resuming could not continue exactly."""
-        if meta["world_size"] != self.world_size:
-            raise CheckpointError(
-                found=f"{source} was written by {meta['world_size']} processes, this run has "
-                f"{self.world_size}",
-                expected="the same number of processes: the order of frames depends on it",
-                fix=f"start with {meta['world_size']} processes, or begin a new run from these "
-                f"weights with --cfg-options load_from={source}",
-            )
+    def get_hooks_info(self) -> str:
+        """The hooks on one line; mmengine lists them once for each of their sixty stages."""
+        return ", ".join(type(hook).__name__ for hook in self.hooks)
 
 
 @RUNNERS.register_module()
@@ -91,16 +84,7 @@ class Sa2VARunner(CheckpointsOfOurs, Runner):
                 another number of processes, or does not fit the model.
         """
         checkpoint = read_checkpoint(filename)
-        missing = [key for key in ("optimizer", "message_hub") if key not in checkpoint]
-        if missing:
-            raise CheckpointError(
-                found=f"{filename} holds no {' and no '.join(missing)}",
-                expected="a checkpoint with training state (iter_*.pth of tools/train.py without "
-                "--deepspeed)",
-                fix="resume from the iter_*.pth that last_checkpoint names; to start a new run "
-                f"from these weights use --cfg-options load_from={filename}",
-            )
-        self.check_resumable(checkpoint["meta"], filename)
+        check_resumable(checkpoint, filename, self.world_size)
         self.load_report = load_trained(bare_model(self.model), checkpoint, filename)
         self.logger.info(self.load_report.text())
         self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)

@@ -18,7 +18,13 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from projects.sa2va.checkpoints import DATA_SPLITS_FILE, is_deepspeed_folder, read_checkpoint
+from projects.sa2va.checkpoints import (
+    DATA_SPLITS_FILE,
+    check_resumable,
+    check_shards,
+    is_deepspeed_folder,
+    read_checkpoint,
+)
 from projects.sa2va.config import load_config
 from projects.sa2va.datasets.integrity import check_dataset, check_splits, split_hash
 from projects.sa2va.errors import CheckpointError, ConfigError, SetupError, listing, suggest
@@ -62,6 +68,9 @@ def prepare_training(
         _set_resume(cfg, resume)
     elif cfg.get("load_from"):
         read_checkpoint(cfg.load_from)
+    # Augmentation and the order of frames follow the run's seed; weights have seeds of their own.
+    if cfg.get("train_dataloader"):
+        cfg.train_dataloader.dataset.setdefault("seed", cfg.randomness.seed or 0)
     if _is_first_process():
         check_data(cfg, ("train", "val", "test"), cfg.work_dir)
     return cfg
@@ -192,12 +201,14 @@ def _set_resume(cfg: Config, resume: str) -> None:
             fix=f"resume with{'out' if zero else ''} --deepspeed, or begin a new run from these "
             f"weights with --cfg-options load_from={path}",
         )
-    if not zero:
-        seed = read_checkpoint(path)["meta"].get("seed")
-        if seed is not None:
-            cfg.randomness.seed = seed
-    elif not Path(path).exists():
-        read_checkpoint(path)
+    world_size = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    if zero and Path(path).exists():
+        check_shards(Path(path), world_size)
+    else:
+        checkpoint = read_checkpoint(path)
+        check_resumable(checkpoint, path, world_size)
+        if checkpoint["meta"]["seed"] is not None:
+            cfg.randomness.seed = checkpoint["meta"]["seed"]
     cfg.resume, cfg.load_from = True, path
 
 

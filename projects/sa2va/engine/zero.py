@@ -18,14 +18,13 @@ from xtuner.engine import DeepSpeedStrategy
 from projects.sa2va.checkpoints import (
     LoadReport,
     allow_deepspeed_classes,
-    is_deepspeed_folder,
+    check_shards,
     load_trained,
     pack_message_hub,
     read_checkpoint,
     unpack_message_hub,
     write_atomically,
 )
-from projects.sa2va.errors import CheckpointError
 
 from .runner import CheckpointsOfOurs
 
@@ -82,21 +81,7 @@ class Sa2VADeepSpeedStrategy(DeepSpeedStrategy):
             CheckpointError: not such a folder, or written by another number of processes.
         """
         allow_deepspeed_classes()
-        path = Path(filename)
-        if not is_deepspeed_folder(path):
-            raise CheckpointError(
-                found=f"{path} is not a DeepSpeed checkpoint folder",
-                expected="a folder written under --deepspeed (iter_*.pth with *_states.pt inside)",
-                fix="resume without --deepspeed, or give the folder that last_checkpoint names",
-            )
-        shards = len(list(path.glob("*_optim_states.pt")))
-        if shards != torch.distributed.get_world_size():
-            raise CheckpointError(
-                found=f"{path} holds the shards of {shards} processes, this run has "
-                f"{torch.distributed.get_world_size()}",
-                expected="the same number of processes",
-                fix=f"start with {shards} processes",
-            )
+        check_shards(Path(filename), torch.distributed.get_world_size())
         return super().resume(filename, **kwargs)
 
     def save_checkpoint(
@@ -163,7 +148,6 @@ class Sa2VAFlexibleRunner(CheckpointsOfOurs, FlexibleRunner):
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Continues a DeepSpeed run from its own shards."""
         extra = self.strategy.resume(filename)
-        self.check_resumable(extra["meta"], filename)
         unpack_message_hub(self.message_hub, extra["message_hub"])
         self.train_loop._epoch = extra["meta"]["epoch"]
         self.train_loop._iter = extra["meta"]["iter"]
