@@ -2,6 +2,7 @@
 
 from .deepspeed_folder import (
     allow_deepspeed_classes,
+    check_shards,
     is_deepspeed_folder,
     read_deepspeed_meta,
 )
