@@ -183,6 +183,21 @@ def test_sdpa_and_eager_agree_also_beside_padding(processor) -> None:
     torch.testing.assert_close(results[0][2], run(models[0], ids, tiles), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_not_attended_to(processor, side: str) -> None:
+    model = adapter(processor).eval()
+    ids, tiles = prompt(processor)
+    embedded = model.embed(ids, model.visual_tokens(tiles))
+    length, noise = ids.shape[1], torch.full((1, 5, D), 3.0)
+    parts = [noise, embedded] if side == "left" else [embedded, noise]
+    own = slice(5, None) if side == "left" else slice(0, length)
+    mask = torch.zeros(1, length + 5, dtype=torch.long)
+    mask[:, own] = 1
+    hidden = model.hidden_states(torch.cat(parts, dim=1), mask)[:, own]
+    expected = model.hidden_states(embedded, torch.ones_like(ids))
+    torch.testing.assert_close(hidden, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_gradient_checkpointing_changes_nothing_but_the_memory(processor) -> None:
     ids, tiles = prompt(processor)
     results = []
