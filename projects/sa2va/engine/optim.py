@@ -8,7 +8,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
-from projects.sa2va.errors import ConfigError, suggest
+from projects.sa2va.errors import ConfigError, listing, suggest
 from projects.sa2va.models import part_of
 from projects.sa2va.models.parameters import PARTS
 
@@ -42,6 +42,14 @@ class PartwiseConstructor(DefaultOptimWrapperConstructor):
                 },
             )
             group["params"].append(parameter)
+        idle = sorted(set(lr_mult) - {part for part, _ in groups})
+        if idle:
+            raise ConfigError(
+                found=f"optim_wrapper.paramwise_cfg.lr_mult for {listing(idle)}, which does not "
+                "train in this config",
+                expected="only parts that train: " + ", ".join(sorted({p for p, _ in groups})),
+                fix="remove the part from lr_mult, or let it train",
+            )
         optimizer["params"] = list(groups.values())
         wrapper = dict(self.optim_wrapper_cfg)
         return OPTIM_WRAPPERS.build(

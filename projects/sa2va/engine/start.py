@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from projects.sa2va.checkpoints import (
     check_shards,
     is_deepspeed_folder,
     read_checkpoint,
+    read_deepspeed_meta,
 )
 from projects.sa2va.config import load_config
 from projects.sa2va.datasets.integrity import check_dataset, check_splits, split_hash
@@ -66,14 +68,22 @@ def prepare_training(
         _use_deepspeed(cfg, deepspeed, distributed)
     if resume is not None:
         _set_resume(cfg, resume)
-    elif cfg.get("load_from"):
+    if not cfg.get("resume") and cfg.get("load_from"):
         read_checkpoint(cfg.load_from)
     # Augmentation and the order of frames follow the run's seed; weights have seeds of their own.
     if cfg.get("train_dataloader"):
         cfg.train_dataloader.dataset.setdefault("seed", cfg.randomness.seed or 0)
     if _is_first_process():
         check_data(cfg, ("train", "val", "test"), cfg.work_dir)
+        _remove_half_written(Path(cfg.work_dir))
     return cfg
+
+
+def _remove_half_written(work_dir: Path) -> None:
+    """Removes what a killed run left of a checkpoint that it was writing."""
+    for path in work_dir.glob(".*.pth.*tmp"):
+        print_log(f"Removing {path}, a checkpoint that was never finished", logger="current")
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def prepare_test(
@@ -204,11 +214,13 @@ def _set_resume(cfg: Config, resume: str) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
     if zero and Path(path).exists():
         check_shards(Path(path), world_size)
+        meta = read_deepspeed_meta(Path(path))
     else:
         checkpoint = read_checkpoint(path)
         check_resumable(checkpoint, path, world_size)
-        if checkpoint["meta"]["seed"] is not None:
-            cfg.randomness.seed = checkpoint["meta"]["seed"]
+        meta = checkpoint["meta"]
+    if meta.get("seed") is not None:
+        cfg.randomness.seed = meta["seed"]
     cfg.resume, cfg.load_from = True, path
 
 
@@ -230,14 +242,15 @@ def _use_deepspeed(cfg: Config, deepspeed: str, distributed: bool) -> None:
             fix="correct the name",
         )
     try:
-        settings = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        bf16 = settings.get("bf16", {}).get("enabled")
+    except (ValueError, AttributeError) as error:  # no UTF-8, no JSON; no groups of keys
         raise ConfigError(
-            found=f"{path} is not JSON: {error}",
-            expected="a DeepSpeed configuration",
+            found=f"{path} is no DeepSpeed configuration: {error}",
+            expected="JSON: an object whose bf16 is an object",
             fix="start from one of configs/deepspeed",
         ) from error
-    if settings.get("bf16", {}).get("enabled") == "auto":
+    if bf16 == "auto":
         settings["bf16"]["enabled"] = cfg.model.get("autocast") == "bfloat16"
     wrapper = cfg.optim_wrapper
     max_norm = (wrapper.get("clip_grad") or {}).get("max_norm", 0.0)

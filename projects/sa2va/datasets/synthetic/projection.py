@@ -71,7 +71,7 @@ def path_length(centres: Array, radii: Array, size: int, pixel_mm: float, rays: 
         pixels.append((rows * fine + columns)[hit])
         lows.append(depth - half)
         highs.append(depth + half)
-    if not pixels:
+    if not any(len(pixel) for pixel in pixels):
         return np.zeros((size, size))
     pixel, low, high = np.concatenate(pixels), np.concatenate(lows), np.concatenate(highs)
     # One number line holds all rays: each ray's depths are moved to a stretch of its own.
