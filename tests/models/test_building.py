@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from projects.sa2va.errors import ConfigError, SetupError
+from projects.sa2va.models import building
 from projects.sa2va.models.building import build_weights, first_parameter, resolve_dtype
 
 from .conftest import GROUNDING_CONFIG, MLLM_CONFIG, merged
@@ -194,18 +195,33 @@ def cached(hub: Path, saved: Path, *names: str) -> None:
         shutil.copy(saved / name, snapshot / name)
 
 
-def test_a_cached_hub_id_needs_no_network(offline: Path, saved) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For every look-up, whether it was of the cache only."""
+    calls: list[bool] = []
+
+    def spy(*args: Any, **kwargs: Any) -> str:
+        calls.append(kwargs.get("local_files_only", False))
+        return snapshot_download(*args, **kwargs)
+
+    monkeypatch.setattr(building, "snapshot_download", spy)
+    return calls
+
+
+def test_a_cached_hub_id_needs_no_network(offline: Path, saved, asked: list[bool]) -> None:
     cached(offline, saved["mllm"], "config.json", "model.safetensors")
     model = weights(pretrained="somebody/some-model", dtype=torch.bfloat16)
     table = load_file(saved["mllm"] / "model.safetensors")[HEAD]
     assert torch.equal(model.get_output_embeddings().weight, table)
+    assert asked == [True]
 
 
-def test_a_cache_without_the_weights_is_not_enough(offline: Path, saved) -> None:
+def test_a_cache_without_the_weights_is_not_enough(offline: Path, saved, asked: list[bool]) -> None:
     """As after loading the tokenizer alone."""
     cached(offline, saved["mllm"], "config.json")
     with pytest.raises(SetupError, match="somebody/some-model"):
         weights(pretrained="somebody/some-model")
+    assert asked == [True, False], "the cache, then the hub"
 
 
 @pytest.mark.parametrize("complete", [False, True])

@@ -178,6 +178,35 @@ def test_without_seg_the_map_is_zero(model) -> None:
         assert torch.equal(prediction.probabilities, torch.zeros(1, *size))
 
 
+def test_a_batch_generates_what_singles_do() -> None:
+    """What a random model says, with prompts of different lengths."""
+    model = build(answer_mode="generate", max_new_tokens=8).eval()
+    image, phrases = picture(0), ["a", "the left anterior descending artery of the heart", PHRASE]
+    inputs = predict_inputs(model.processor, [image], [phrases])
+    together = model(inputs=inputs, mode="predict")[0].answers
+    alone = [
+        model(inputs=predict_inputs(model.processor, [image], [[phrase]]), mode="predict")[0]
+        for phrase in phrases
+    ]
+    assert together == [prediction.answers[0] for prediction in alone]
+    assert len(set(together)) > 1
+
+
+def test_answers_of_one_batch_end_each_for_itself(
+    model: Sa2VAModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = model.eval().processor
+    (it,) = processor.tokenizer.encode("It")
+    end, pad = processor.eos_token_id, processor.pad_token_id
+    rows = torch.tensor([[processor.seg_token_id, end, pad, pad], [it, it, it, it]])
+    monkeypatch.setattr(model.mllm, "generate", lambda *_args: rows)
+    model.answer_mode = "generate"
+    inputs = predict_inputs(processor, [picture(0)], [[PHRASE, "artery"]])
+    prediction = model(inputs=inputs, mode="predict")[0]
+    assert prediction.answers == ["[SEG]<|im_end|>", "ItItItIt"]
+    assert prediction.seg_emitted == [True, False]
+
+
 def test_an_answer_that_never_ends_is_cut(model) -> None:
     model.eval().answer_mode, model.max_new_tokens = "generate", 5
     speak(model, model.processor.tokenizer.encode("It" * 50))
