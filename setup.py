@@ -20,5 +20,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["projects", "projects.*"]),
     install_requires=PINS["specs"](PINS["REQUIRED"]),
-    extras_require={"dev": PINS["specs"](PINS["DEV"])},
+    extras_require={
+        "dev": PINS["specs"](PINS["DEV"]),
+        "quantization": PINS["specs"](PINS["QUANTIZATION"]),
+    },
 )

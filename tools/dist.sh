@@ -10,7 +10,7 @@
 #                (training only); not set: plain data parallel
 #   NNODES       machines (1)                   MASTER_ADDR  address of the first one (127.0.0.1)
 #   NODE_RANK    number of this machine (0)     PORT         port of the first one (29500; on one
-#   PYTHON       Python to run (.venv's)                     machine another one where it is taken)
+#   PYTHON       Python to run (.venv's)                     machine a random free one)
 set -euo pipefail
 # shellcheck source=tools/launch_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch_lib.sh"
@@ -21,7 +21,8 @@ port_is_taken() {
 }
 
 free_port() {
-  local port=29500
+  # A random one: two runs that start together would both find a fixed one free.
+  local port=$((20000 + RANDOM % 12000))
   while port_is_taken "$port"; do
     port=$((20000 + RANDOM % 12000))
   done

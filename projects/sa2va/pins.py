@@ -22,8 +22,6 @@ REQUIRED: dict[str, str] = {
     "datasets": "5.2.0",
     "mmengine": "0.10.7",
     "deepspeed": "0.19.8",  # 0.16 to 0.19.7 each break ZeRO-2 or ZeRO-3 with offload
-    "bitsandbytes": "0.50.2",
-    "torchao": "0.18.0",
     "numpy": "2.4.6",
     "pillow": "13.0.0",
     "opencv-python": "5.0.0.93",
@@ -42,6 +40,10 @@ REQUIRED: dict[str, str] = {
 # Installed with --no-deps: xtuner's metadata pins old versions of transformers and mmengine that
 # it does not need; torchvision exists as a CUDA build only, and would replace a CPU build of torch.
 NO_DEPS: dict[str, str] = {"torchvision": "0.28.0", "xtuner": "0.2.0"}
+
+# The extra `quantization`: nothing uses it yet. Where torchao is installed, peft imports it, and on
+# some builds of torch that prints a warning at every start.
+QUANTIZATION: dict[str, str] = {"bitsandbytes": "0.50.2", "torchao": "0.18.0"}
 
 # The extra `dev`: what `make test` and `make lint` need.
 DEV: dict[str, str] = {

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from importlib import metadata
 
 from .errors import SetupError, listing
-from .pins import ALTERNATIVES, NO_DEPS, ON_DEMAND, REQUIRED
+from .pins import ALTERNATIVES, NO_DEPS, ON_DEMAND, QUANTIZATION, REQUIRED
 
 OLDEST_PYTHON = (3, 11)
 
@@ -33,7 +33,8 @@ def installed_version(name: str) -> str | None:
 def pip_command(names: Collection[str]) -> str:
     """The pip call or calls that install the pinned versions of ``names``."""
     pip = f"{sys.executable} -m pip install"
-    plain = [f"{name}=={REQUIRED[name]}" for name in names if name in REQUIRED]
+    pins = {**REQUIRED, **QUANTIZATION}
+    plain = [f"{name}=={pins[name]}" for name in names if name in pins]
     alone = [f"{name}=={NO_DEPS[name]}" for name in names if name in NO_DEPS]
     calls = [f"{pip} {' '.join(plain)}"] if plain else []
     calls += [f"{pip} --no-deps {' '.join(alone)}"] if alone else []
@@ -60,7 +61,7 @@ def check_versions(also: Collection[str] = ()) -> list[str]:
             expected=f"Python {oldest} or newer",
             fix=f"rm -rf .venv && make setup PYTHON=python{oldest}",
         )
-    pins = {**REQUIRED, **NO_DEPS}
+    pins = {**REQUIRED, **QUANTIZATION, **NO_DEPS}
     found = {name: installed_version(name) for name in pins}
     missing = [
         name

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 @pytest.fixture
 def installed(monkeypatch):
     """A machine with the pinned versions; the test changes entries, None removes a package."""
-    table: dict[str, str | None] = {**pins.REQUIRED, **pins.NO_DEPS}
+    table: dict[str, str | None] = {**pins.REQUIRED, **pins.QUANTIZATION, **pins.NO_DEPS}
 
     def version(name: str) -> str:
         if table.get(name) is None:

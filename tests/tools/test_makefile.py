@@ -103,7 +103,8 @@ def test_targets_install_first_and_run_what_they_say(make):
     assert order == sorted(order)
     assert "-m pytest -n 3 --dist loadgroup" in calls[-1]
     assert make("demo")[1] == ["tools/run_demo.py"]
-    assert make("demo-arcade")[1] == ["tools/run_demo.py --arcade"]
+    arcade = make("demo-arcade", "ARCADE_ROOT=frames")[1]
+    assert arcade == ["tools/run_demo.py --arcade frames"]
 
 
 def test_help_and_clean_install_nothing(make):
