@@ -10,8 +10,8 @@ import torch
 
 from projects.sa2va.checkpoints import DATA_SPLITS_FILE
 from projects.sa2va.engine import start
+from projects.sa2va.engine.resume import find_newest_checkpoint
 from projects.sa2va.engine.start import (
-    find_newest_checkpoint,
     prepare_test,
     prepare_training,
 )
@@ -189,7 +189,8 @@ def test_auto_in_an_empty_folder_starts_afresh(experiment, tmp_path):
 
 def test_auto_takes_what_last_checkpoint_names_and_its_seed(experiment, tmp_path):
     run = tmp_path / "run"
-    newest = save(run / "iter_2.pth", seed=11)
+    began = prepare_training(str(experiment), work_dir=str(run), seed=11)
+    newest = save(run / "iter_2.pth", seed=11, cfg=began.pretty_text)
     save(run / "iter_9.pth")
     (run / "last_checkpoint").write_text(f"{newest}\n")
     cfg = resume(experiment, run)
@@ -204,7 +205,7 @@ def test_last_checkpoint_names_a_missing_file(experiment, tmp_path):
     (run / "last_checkpoint").write_text(str(run / "iter_4.pth"))
     with pytest.raises(CheckpointError) as caught:
         resume(experiment, run)
-    assert "names iter_4.pth, which is not there" in caught.value.found
+    assert "names 'iter_4.pth', which is not there" in caught.value.found
     assert "--resume <checkpoint>" in caught.value.fix
 
 

@@ -80,8 +80,8 @@ def test_clipping_that_deepspeed_does_not_know(experiment, tmp_path):
     assert "max_norm alone" in caught.value.expected
 
 
-def _shards(folder: Path) -> Path:
-    save(folder / "mp_rank_00_model_states.pt", seed=11)
+def _shards(folder: Path, **meta) -> Path:
+    save(folder / "mp_rank_00_model_states.pt", seed=11, **meta)
     (folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"")
     return folder
 
@@ -101,7 +101,8 @@ def test_resume_with_deepspeed_what_was_written_without_it(experiment, tmp_path)
 
 
 def test_resume_with_deepspeed(experiment, tmp_path):
-    path = _shards(tmp_path / "run" / "iter_2.pth")
+    began = with_deepspeed(experiment, tmp_path / "run", seed=11)
+    path = _shards(tmp_path / "run" / "iter_2.pth", cfg=began.pretty_text)
     cfg = with_deepspeed(experiment, tmp_path / "run", resume=str(path))
     assert cfg.resume is True
     assert cfg.load_from == str(path)

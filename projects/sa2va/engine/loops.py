@@ -6,16 +6,18 @@ the evaluator only.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.dist import all_reduce, get_rank, get_world_size, is_main_process
 from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop, TestLoop, ValLoop
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 from projects.sa2va.datasets.integrity import split_hash
 from projects.sa2va.evaluation import VesselMetric
+from projects.sa2va.models import is_sharded
 
 from .runner import bare_model
 
@@ -84,7 +86,7 @@ class _PredictLoop:
         A process with fewer frames would leave the others waiting, so it repeats its data set's
         first frame, whose prediction is dropped.
         """
-        if get_world_size() == 1 or not _is_sharded(self.runner.model):
+        if get_world_size() == 1 or not is_sharded(bare_model(self.runner.model)):
             return
         most = torch.tensor(done)
         all_reduce(most, "max")
@@ -92,10 +94,6 @@ class _PredictLoop:
             batch = self.dataloader.collate_fn([self.dataloader.dataset[0]])
             with torch.no_grad():
                 step({"inputs": batch["inputs"]})
-
-
-def _is_sharded(model: Any) -> bool:
-    return any(hasattr(parameter, "ds_id") for parameter in bare_model(model).parameters())
 
 
 @LOOPS.register_module()
@@ -143,6 +141,9 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
                         "split": split_hash(self.dataloader.dataset),
                     }
                 )
+        if is_main_process():
+            # With --cfg-options the config file alone does not say what ran.
+            Path(self.out_dir, "config.py").write_text(self.runner.cfg.pretty_text)
         self.runner.call_hook("before_test")
         self.runner.call_hook("before_test_epoch")
         self.runner.model.eval()

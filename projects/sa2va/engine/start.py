@@ -19,17 +19,12 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from projects.sa2va.checkpoints import (
-    DATA_SPLITS_FILE,
-    check_resumable,
-    check_shards,
-    is_deepspeed_folder,
-    read_checkpoint,
-    read_deepspeed_meta,
-)
+from projects.sa2va.checkpoints import DATA_SPLITS_FILE, read_checkpoint
 from projects.sa2va.config import load_config
 from projects.sa2va.datasets.integrity import check_dataset, check_splits, split_hash
-from projects.sa2va.errors import CheckpointError, ConfigError, SetupError, listing, suggest
+from projects.sa2va.errors import ConfigError, SetupError, listing, suggest
+
+from .resume import check_same_data, check_same_experiment, set_resume
 
 ROOT = Path(__file__).resolve().parents[3]
 DEEPSPEED_CONFIGS = ROOT / "configs" / "deepspeed"
@@ -66,15 +61,20 @@ def prepare_training(
         cfg.randomness.seed = seed
     if deepspeed is not None:
         _use_deepspeed(cfg, deepspeed, distributed)
-    if resume is not None:
-        _set_resume(cfg, resume)
-    if not cfg.get("resume") and cfg.get("load_from"):
+    cfg.resume = False  # a dumped config of a resumed run says True
+    meta = set_resume(cfg, resume, seed) if resume is not None else None
+    if meta is None and cfg.get("load_from"):
         read_checkpoint(cfg.load_from)
     # Augmentation and the order of frames follow the run's seed; weights have seeds of their own.
     if cfg.get("train_dataloader"):
         cfg.train_dataloader.dataset.setdefault("seed", cfg.randomness.seed or 0)
+    if meta is not None:
+        check_same_experiment(cfg, meta, cfg.load_from)
     if _is_first_process():
-        check_data(cfg, ("train", "val", "test"), cfg.work_dir)
+        splits = check_data(cfg, ("train", "val", "test"))
+        if meta is not None:
+            check_same_data(splits["train"]["hash"], meta, cfg.load_from)
+        _write_splits(splits, Path(cfg.work_dir))
         _remove_half_written(Path(cfg.work_dir))
     return cfg
 
@@ -113,6 +113,9 @@ def prepare_test(
     _set_backend(cfg)
     cfg.load_from = checkpoint
     cfg.resume = False
+    # A config dumped by a DeepSpeed run: testing needs neither its runner nor its strategy.
+    cfg.runner_type = "Sa2VARunner"
+    cfg.pop("strategy", None)
     if checkpoint is not None:
         read_checkpoint(checkpoint)
     if out is not None:
@@ -124,7 +127,7 @@ def prepare_test(
     for key in ("val_dataloader", "val_cfg", "val_evaluator"):
         cfg.pop(key, None)
     if _is_first_process():
-        check_data(cfg, ("test",), None)
+        check_data(cfg, ("test",))
     return cfg
 
 
@@ -148,8 +151,11 @@ def prepare_work_dir(work_dir: str | None, config: str) -> str:
     return str(path)
 
 
-def check_data(cfg: Config, splits: tuple[str, ...], work_dir: str | None) -> None:
-    """Reads every frame and annotation of the splits once; stores the splits' hashes.
+def check_data(cfg: Config, splits: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Reads every frame and annotation of the splits once.
+
+    Returns:
+        Per split its number of ``frames`` and its ``hash``.
 
     Raises:
         DataError: broken files, bad annotations, or splits that share an image or a patient.
@@ -166,62 +172,16 @@ def check_data(cfg: Config, splits: tuple[str, ...], work_dir: str | None) -> No
     ]
     for warning in [*warnings, *check_splits(datasets)]:
         print_log(warning, logger="current", level=logging.WARNING)
-    if work_dir is not None:
-        summary = {
-            split: {"frames": len(dataset), "hash": split_hash(dataset)}
-            for split, dataset in datasets.items()
-        }
-        path = Path(work_dir) / DATA_SPLITS_FILE
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(summary, indent=1))
-        os.replace(temporary, path)
+    return {
+        split: {"frames": len(dataset), "hash": split_hash(dataset)}
+        for split, dataset in datasets.items()
+    }
 
 
-def find_newest_checkpoint(work_dir: str) -> str | None:
-    """The checkpoint that ``last_checkpoint`` names, or None when there is none yet.
-
-    Raises:
-        CheckpointError: it names a checkpoint that is gone.
-    """
-    pointer = Path(work_dir) / "last_checkpoint"
-    if not pointer.is_file():
-        return None
-    path = Path(pointer.read_text().strip())
-    # A work dir may have been moved since.
-    path = path if path.exists() else Path(work_dir) / path.name
-    if not path.exists():
-        raise CheckpointError(
-            found=f"{pointer} names {path.name}, which is not there",
-            expected="the newest checkpoint in the work dir",
-            fix="give --resume <checkpoint>, or delete last_checkpoint to start afresh",
-        )
-    return str(path)
-
-
-def _set_resume(cfg: Config, resume: str) -> None:
-    path = find_newest_checkpoint(cfg.work_dir) if resume == "auto" else resume
-    if path is None:
-        print_log(f"Nothing to resume in {cfg.work_dir}: starting afresh", logger="current")
-        return
-    zero = cfg.get("strategy") is not None
-    if Path(path).exists() and is_deepspeed_folder(Path(path)) != zero:
-        raise CheckpointError(
-            found=f"{path} was written with{'out' if zero else ''} --deepspeed",
-            expected="to resume in the way it was trained",
-            fix=f"resume with{'out' if zero else ''} --deepspeed, or begin a new run from these "
-            f"weights with --cfg-options load_from={path}",
-        )
-    world_size = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
-    if zero and Path(path).exists():
-        check_shards(Path(path), world_size)
-        meta = read_deepspeed_meta(Path(path))
-    else:
-        checkpoint = read_checkpoint(path)
-        check_resumable(checkpoint, path, world_size)
-        meta = checkpoint["meta"]
-    if meta.get("seed") is not None:
-        cfg.randomness.seed = meta["seed"]
-    cfg.resume, cfg.load_from = True, path
+def _write_splits(splits: dict[str, dict[str, Any]], work_dir: Path) -> None:
+    temporary = work_dir / f".{DATA_SPLITS_FILE}.tmp"
+    temporary.write_text(json.dumps(splits, indent=1))
+    os.replace(temporary, work_dir / DATA_SPLITS_FILE)
 
 
 def _use_deepspeed(cfg: Config, deepspeed: str, distributed: bool) -> None:

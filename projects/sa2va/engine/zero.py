@@ -110,9 +110,12 @@ class Sa2VADeepSpeedStrategy(DeepSpeedStrategy):
         )
         barrier()
         if is_main_process():
+            aside = path.with_name(f".{path.name}.old.tmp")
             if path.exists():
-                shutil.rmtree(path)
+                os.replace(path, aside)
             os.replace(temporary, path)
+            if aside.exists():
+                shutil.rmtree(aside)
         barrier()
 
     def _save_weights(self, path: Path, extra: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from .losses import MaskLoss
 from .mllm import InternVLAdapter, MLLMAdapter
 from .outputs import Prediction
 from .parameters import fingerprint, parameter_table, part_of
-from .sa2va import Sa2VAModel
+from .sa2va import Sa2VAModel, is_sharded
 
 __all__ = [
     "GroundingAdapter",
@@ -17,6 +17,7 @@ __all__ = [
     "Sa2VAModel",
     "Sam2Adapter",
     "fingerprint",
+    "is_sharded",
     "parameter_table",
     "part_of",
 ]

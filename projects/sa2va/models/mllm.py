@@ -95,7 +95,11 @@ class InternVLAdapter(MLLMAdapter):
         init_device: str = "cpu",
     ) -> None:
         super().__init__()
-        from transformers import InternVLConfig, InternVLForConditionalGeneration
+        from transformers import (
+            GenerationConfig,
+            InternVLConfig,
+            InternVLForConditionalGeneration,
+        )
 
         self.image_token_id = processor.image_token_id
         self.pad_token_id = processor.pad_token_id
@@ -116,6 +120,8 @@ class InternVLAdapter(MLLMAdapter):
         self._check_tiles(model, processor)
         _grow_vocabulary(model, processor, seed)
         model.requires_grad_(False)
+        # The published one may ask for sampling, beams or a repetition penalty: answers are greedy.
+        model.generation_config = GenerationConfig()
         # HF turns the cache on for inference; in training it would keep every key and value.
         model.config.text_config.use_cache = False
         self.train_projector = train_projector

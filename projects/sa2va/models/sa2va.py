@@ -20,7 +20,7 @@ from projects.sa2va.errors import CheckpointError, ConfigError, DataError, listi
 from projects.sa2va.processing import Sa2VAProcessor
 
 from .building import resolve_dtype
-from .grounding import GroundingAdapter
+from .grounding import GroundingAdapter, ImageFeatures
 from .mllm import MLLMAdapter
 from .outputs import Prediction
 from .parameters import fingerprint, frozen_tensors, part_of
@@ -39,6 +39,8 @@ class Sa2VAModel(BaseModel):
         answer_mode: ``forced`` predicts with one pass over question + answer template;
             ``generate`` decodes greedily and reports whether [SEG] came.
         max_new_tokens: longest generated answer.
+        max_phrases_per_pass: phrases that go through the language model together in prediction;
+            a batch with more takes several passes.
         autocast: dtype of autocast around the whole model, or None. bfloat16 beside bfloat16
             frozen weights, None for a float32 model.
         seed: seed of the [SEG] projector.
@@ -57,11 +59,18 @@ class Sa2VAModel(BaseModel):
         language_loss_weight: float = 1.0,
         answer_mode: Literal["forced", "generate"] = "forced",
         max_new_tokens: int = 32,
+        max_phrases_per_pass: int = 16,
         autocast: str | None = "bfloat16",
         seed: int = 0,
         data_preprocessor: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
+        if max_phrases_per_pass < 1:
+            raise ConfigError(
+                found=f"model.max_phrases_per_pass={max_phrases_per_pass}",
+                expected="at least 1",
+                fix="correct model.max_phrases_per_pass",
+            )
         if answer_mode not in ("forced", "generate"):
             raise ConfigError(
                 found=f"model.answer_mode={answer_mode!r}",
@@ -77,6 +86,7 @@ class Sa2VAModel(BaseModel):
         self.language_loss_weight = language_loss_weight
         self.answer_mode = answer_mode
         self.max_new_tokens = max_new_tokens
+        self.max_phrases_per_pass = max_phrases_per_pass
         self.autocast_dtype = resolve_dtype(autocast) if autocast is not None else None
         hidden, prompt = self.mllm.hidden_size, self.grounding.prompt_size
         with torch.random.fork_rng():
@@ -204,34 +214,67 @@ class Sa2VAModel(BaseModel):
             return self._collect(prompts, [], [], inputs["sizes"])
         tokens = self.mllm.visual_tokens(inputs["pixel_values"])
         by_image = tokens.split(list(inputs["tiles_per_image"]))
-        visual = torch.cat([by_image[i] for i in owner])
+        features = self.grounding.encode(inputs["grounding_pixels"])
         flat = [prompt.to(device) for group in prompts for prompt in group]
-        if self.answer_mode == "forced":
-            answers = [self.processor.answer_ids().to(device)] * len(flat)
-        else:
-            answers = self._generate(flat, visual)
+        answers: list[Tensor] = []
+        maps: list[Tensor | None] = []
+        step = len(flat) if is_sharded(self) else self.max_phrases_per_pass
+        for start in range(0, len(flat), step):
+            images = owner[start : start + step]
+            more = self._answer(
+                flat[start : start + step],
+                torch.cat([by_image[image] for image in images]),
+                features.select(torch.tensor(images, device=device)),
+                [inputs["sizes"][image] for image in images],
+            )
+            answers += more[0]
+            maps += more[1]
+        return self._collect(prompts, answers, maps, inputs["sizes"])
 
-        full = [torch.cat(pair) for pair in zip(flat, answers, strict=True)]
+    def _answer(
+        self,
+        prompts: list[Tensor],
+        visual: Tensor,
+        features: ImageFeatures,
+        sizes: list[tuple[int, int]],
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Answers (int64 ids) and probability maps ([H, W], None without [SEG]) of N prompts.
+
+        Args:
+            prompts: N times int64 [L].
+            visual: visual tokens of the prompts' tiles, in their order.
+            features: the mask model's features of the N prompts' images.
+            sizes: N times (H, W).
+        """
+        device = visual.device
+        if self.answer_mode == "forced":
+            answers = [self.processor.answer_ids().to(device)] * len(prompts)
+        else:
+            answers = self._generate(prompts, visual)
+        full = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
         ids, attention = _pad(full, self.processor.pad_token_id, side="right")
         hidden = self.mllm.hidden_states(self.mllm.embed(ids, visual), attention)
         # Only the answer counts: a user's phrase may hold the text "[SEG]".
         is_seg = (ids == self.processor.seg_token_id) & attention.bool()
-        for row, prompt in enumerate(flat):
+        for row, prompt in enumerate(prompts):
             is_seg[row, : len(prompt)] = False
-        seg_owner = is_seg.nonzero()[:, 0]
-
-        maps: list[Tensor | None] = [None] * len(flat)
-        features = self.grounding.encode(inputs["grounding_pixels"])
-        if len(seg_owner):
-            image_of = torch.tensor(owner, device=device)[seg_owner]
-            embeddings = self.seg_projector(self._projectable(hidden[is_seg]))
-            logits, _ = self.grounding.decode(features.select(image_of), embeddings)
-            for row, logit in zip(seg_owner.tolist(), logits, strict=True):
-                probability = self._to_original(logit, inputs["sizes"][owner[row]])
-                earlier = maps[row]
-                # An answer with several [SEG] means all of them.
-                maps[row] = probability if earlier is None else earlier.maximum(probability)
-        return self._collect(prompts, answers, maps, inputs["sizes"])
+        rows = is_seg.nonzero()[:, 0]
+        nothing = len(rows) == 0
+        if nothing:
+            # Decoded all the same, and dropped: under ZeRO-3 others wait for these weights.
+            is_seg[0, 0] = True
+            rows = rows.new_zeros(1)
+        embeddings = self.seg_projector(self._projectable(hidden[is_seg]))
+        logits, _ = self.grounding.decode(features.select(rows), embeddings)
+        maps: list[Tensor | None] = [None] * len(prompts)
+        if nothing:
+            return answers, maps
+        for row, logit in zip(rows.tolist(), logits, strict=True):
+            probability = self._to_original(logit, sizes[row])
+            earlier = maps[row]
+            # An answer with several [SEG] means all of them.
+            maps[row] = probability if earlier is None else earlier.maximum(probability)
+        return answers, maps
 
     def _generate(self, prompts: list[Tensor], visual: Tensor) -> list[Tensor]:
         """Greedy answers, each cut after its end-of-turn token."""
@@ -321,6 +364,11 @@ class Sa2VAModel(BaseModel):
                 parameter.copy_(state[name])
                 counts[part_of(name)] = counts.get(part_of(name), 0) + 1
         return counts
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ZeRO-3 holds the weights in shards, so that all processes must keep step."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def _name(meta: list[dict], index: int) -> str:
