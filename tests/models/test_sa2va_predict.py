@@ -253,7 +253,24 @@ def test_seg_in_a_prompt_does_not_count(model) -> None:
     speak(model, model.processor.tokenizer.encode("It is."))
     prediction = model(inputs=inputs, mode="predict")[0]
     assert prediction.seg_emitted == [False] and float(prediction.probabilities.sum()) == 0
-    assert prompts == [1]
+    # Decoded once for the other processes of ZeRO-3, and dropped.
+    assert prompts == [1, 1]
+
+
+def test_passes_give_the_same_maps_as_one(model) -> None:
+    model.eval()
+    phrases = [["artery", "vein", PHRASE], [PHRASE], ["stent", "artery"]]
+    inputs = predict_inputs(model.processor, [picture(i) for i in range(3)], phrases)
+    whole = model(inputs=inputs, mode="predict")
+    rows: list[int] = []
+    run = model.mllm.hidden_states
+    model.mllm.hidden_states = lambda e, a: rows.append(len(e)) or run(e, a)
+    model.max_phrases_per_pass = 4
+    passes = model(inputs=inputs, mode="predict")
+    assert rows == [4, 2]
+    for one, other in zip(whole, passes, strict=True):
+        assert one.answers == other.answers
+        torch.testing.assert_close(one.probabilities, other.probabilities, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("phrase", ["<p>vessel</p>", "<vp>", "{phrase}", "Gefäß 血管", "a" * 200])
