@@ -20,8 +20,8 @@ from transformers import (
     Sam2Model,
 )
 
+from projects.sa2va import hub
 from projects.sa2va.errors import ConfigError, SetupError
-from projects.sa2va.models import building
 from projects.sa2va.models.building import build_weights, first_parameter, resolve_dtype
 
 from .conftest import GROUNDING_CONFIG, MLLM_CONFIG, merged
@@ -204,7 +204,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         calls.append(kwargs.get("local_files_only", False))
         return snapshot_download(*args, **kwargs)
 
-    monkeypatch.setattr(building, "snapshot_download", spy)
+    monkeypatch.setattr(hub, "snapshot_download", spy)
     return calls
 
 

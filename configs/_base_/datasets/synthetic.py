@@ -1,50 +1,8 @@
-# Synthetic angiograms written by tools/make_synthetic.py.
-data_root = "{{$SYNTHETIC_ROOT:work_dirs/synthetic}}"
+# Synthetic angiograms written by tools/make_synthetic.py; file names begin with the patient.
+_base_ = ["./coco_vessel.py"]
 
-train_dataloader = dict(
-    batch_size=2,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="EpochSampler", shuffle=True),
-    collate_fn=dict(type="sa2va_collate"),
-    dataset=dict(
-        type="CocoVesselDataset",
-        ann_file="train/annotations/train.json",
-        image_dir="train/images",
-        phrase="blood vessel",
-        mode="union",
-        patient=dict(type="regex", pattern=r"^(P\d+)_"),
-        augment=dict(hflip=0.5, rotate=(-15, 15), scale=(0.8, 1.25), gamma=(0.8, 1.25)),
-    ),
-)
-val_dataloader = dict(
-    batch_size=4,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="ExactSampler"),
-    collate_fn=dict(type="sa2va_collate"),
-    dataset=dict(
-        type="CocoVesselDataset",
-        ann_file="val/annotations/val.json",
-        image_dir="val/images",
-        phrase="blood vessel",
-        mode="union",
-        patient=dict(type="regex", pattern=r"^(P\d+)_"),
-        test_mode=True,
-    ),
-)
-test_dataloader = dict(
-    batch_size=4,
-    num_workers=2,
-    sampler=dict(type="ExactSampler"),
-    collate_fn=dict(type="sa2va_collate"),
-    dataset=dict(
-        type="CocoVesselDataset",
-        ann_file="test/annotations/test.json",
-        image_dir="test/images",
-        phrase="blood vessel",
-        mode="union",
-        patient=dict(type="regex", pattern=r"^(P\d+)_"),
-        test_mode=True,
-    ),
-)
+data_root = "{{$SYNTHETIC_ROOT:work_dirs/synthetic}}"
+_patient = dict(type="regex", pattern=r"^(P\d+)_")
+train_dataloader = dict(dataset=dict(patient=_patient))
+val_dataloader = dict(dataset=dict(patient=_patient))
+test_dataloader = dict(dataset=dict(patient=_patient))

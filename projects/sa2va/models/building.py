@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
+from projects.sa2va import hub
 from projects.sa2va.errors import ConfigError, SetupError, listing, suggest
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -97,7 +97,14 @@ def _load(
     dtype: torch.dtype,
     attn_implementation: str,
 ) -> nn.Module:
-    folder = _resolve(model_class, key, pretrained)
+    folder = hub.resolve(
+        pretrained,
+        key=f"{key}.pretrained",
+        allow_patterns=_FILES,
+        is_complete=_is_complete,
+        expected=f"config.json and the safetensors of a {model_class.__name__} in transformers' "
+        "layout",
+    )
     _check_kind(config_class, key, folder)
     try:
         # Weights of another shape are reported below, by name; transformers itself only logs them.
@@ -129,39 +136,6 @@ def _load(
             fix="use weights published in transformers' layout (names ending in -hf for InternVL3)",
         )
     return model
-
-
-def _resolve(model_class: Any, key: str, pretrained: str) -> Path:
-    """Returns the local folder of ``pretrained``; a hub id is looked up in the cache first."""
-    folder = Path(pretrained).expanduser()
-    if folder.is_dir():
-        return folder
-    if pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1:
-        raise SetupError(
-            found=f"no folder {pretrained} ({key}.pretrained)",
-            expected="a folder with config.json and safetensors in transformers' layout",
-            fix=f"download the weights there, or set {key}.pretrained to a folder or hub id",
-        )
-    # Through from_pretrained, a hub id without network is tried file by file, each with retries:
-    # minutes until the error. One snapshot fails at once, and says why.
-    try:
-        cached = Path(snapshot_download(pretrained, allow_patterns=_FILES, local_files_only=True))
-        if _is_complete(cached):
-            return cached
-    except (OSError, HFValidationError):
-        pass  # not in the cache, or no hub id at all: the call below says so in its error
-    try:
-        return Path(snapshot_download(pretrained, allow_patterns=_FILES))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()
-        raise SetupError(
-            found=f"{key}.pretrained={pretrained!r}: no such folder, and not to be had from the "
-            f"hub ({type(error).__name__}: {reason[0] if reason else 'no reason given'})",
-            expected=f"weights of a {model_class.__name__} in transformers' layout, in a local "
-            "folder or on the hub, cached or downloadable",
-            fix="check the name and the network, or download the model on a machine with network "
-            f"access and set {key}.pretrained to that folder",
-        ) from error
 
 
 def _check_kind(config_class: Any, key: str, folder: Path) -> None:
@@ -196,5 +170,8 @@ def _is_complete(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return (folder / "model.safetensors").exists()
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # a damaged index: the hub may have a whole one
     return all((folder / shard).exists() for shard in shards)

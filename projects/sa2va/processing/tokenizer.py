@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     AddedToken,
@@ -16,6 +14,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from .. import hub
 from ..errors import ConfigError, SetupError, listing, suggest
 
 PAD, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -26,6 +25,9 @@ SEG = "[SEG]"
 REQUIRED_TOKENS = (IM_START, IM_END, IMG_START, IMG_END, IMG_CONTEXT)
 
 _TYPES = {"pretrained": {"type", "path"}, "byte_level": {"type"}}
+# load_config fills in the path, so a wrong model.mllm.pretrained is first noticed here.
+_KEY = "processor.tokenizer.path (by default that of model.mllm.pretrained)"
+_EXPECTED = "tokenizer.json, or vocab.json and merges.txt"
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -105,13 +107,15 @@ def _pretrained(path: object) -> PreTrainedTokenizerBase:
             expected="a local folder or a hub id such as 'OpenGVLab/InternVL3-8B'",
             fix="set processor.tokenizer.path",
         )
-    folder = _resolve(path)
-    names = {file.name for file in folder.iterdir()}
-    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+    folder = hub.resolve(
+        path, key=_KEY, allow_patterns=_FILES, is_complete=_is_complete, expected=_EXPECTED
+    )
+    if not _is_complete(folder):
+        names = [file.name for file in folder.iterdir()]
         raise SetupError(
             found=f"no tokenizer in '{folder}' (it holds {listing(sorted(names)) or 'nothing'})",
-            expected="tokenizer.json, or vocab.json and merges.txt",
-            fix="point processor.tokenizer.path to the folder of the base model's tokenizer",
+            expected=_EXPECTED,
+            fix=f"point {_KEY} to the folder of the base model's tokenizer",
         )
     try:
         # An empty config keeps transformers from reading the config.json that lies beside the
@@ -140,36 +144,10 @@ def _pretrained(path: object) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _resolve(path: str | Path) -> Path:
-    """Returns the local folder of ``path``; a hub id is looked up in the cache, then fetched."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_file():
-        raise SetupError(
-            found=f"processor.tokenizer.path = '{path}' is a file",
-            expected="the folder that holds the tokenizer's files",
-            fix=f"set processor.tokenizer.path='{folder.parent}'",
-        )
-    # Asked for through AutoTokenizer, a hub id without network is tried file by file, each with
-    # five retries: four minutes until the error. One snapshot of all files fails at once.
-    try:
-        cached = Path(snapshot_download(str(path), allow_patterns=_FILES, local_files_only=True))
-        if any((cached / name).exists() for name in ("tokenizer.json", "vocab.json")):
-            return cached
-    except (OSError, HFValidationError):
-        pass  # not in the cache, or no hub id at all: the call below says so in its error
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=_FILES))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()
-        raise SetupError(
-            found=f"processor.tokenizer.path = '{path}': no such folder, and not to be had from "
-            f"the hub ({type(error).__name__}: {reason[0] if reason else 'no reason given'})",
-            expected="an existing local folder, or a hub id that is cached or can be downloaded",
-            fix="correct the path, or download the model on a machine with network access and "
-            "set processor.tokenizer.path to that folder",
-        ) from error
+def _is_complete(folder: Path) -> bool:
+    """Whether a cached snapshot holds a tokenizer: the cache may have the weights only."""
+    names = {file.name for file in folder.iterdir()}
+    return "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names
 
 
 def _add(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
