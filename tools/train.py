@@ -18,6 +18,7 @@ from pathlib import Path
 import _bootstrap  # noqa: F401
 from mmengine.config import Config, DictAction
 
+from projects.sa2va.config import dump_config
 from projects.sa2va.engine.start import finish, prepare_training
 from projects.sa2va.errors import exit_on_user_error
 
@@ -57,7 +58,7 @@ def run_xtuner(cfg: Config, config_name: str, work_dir: str, launcher: str) -> N
     with tempfile.TemporaryDirectory() as folder:
         # xtuner reads a file; its name becomes the experiment's name.
         path = Path(folder) / config_name
-        cfg.dump(str(path))
+        dump_config(cfg, path)
         sys.argv = [
             "train.py", str(path), "--work-dir", work_dir, "--launcher", launcher,
             "--local_rank", os.environ.get("LOCAL_RANK", "0"),

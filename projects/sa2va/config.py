@@ -6,7 +6,8 @@ What :func:`load_config` adds to ``mmengine.Config.fromfile``:
 * the top-level ``processor`` and ``data_root`` are handed to the model and to every data set, so
   that each is written once; a part's own keys win over them. A pretrained tokenizer without a
   ``path`` is that of ``model.mllm.pretrained``;
-* every key is checked against what reads it (:mod:`projects.sa2va.config_check`).
+* every key is checked against what reads it (:mod:`projects.sa2va.config_check`), and the parts
+  against one another (:mod:`projects.sa2va.config_rules`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import ConfigParsingError
 
-from .config_check import Checker, check_processors, check_rules, child_slot
+from .config_check import Checker, child_slot
+from .config_rules import check_processors, check_rules
 from .config_schema import ROOT, Slot, find_type, schema_of
 from .errors import ConfigError, listing, suggest
 
@@ -286,20 +288,13 @@ def _check_kind(key: str, old: Any, new: Any) -> None:
 # ------------------------------------------------------------------------------------ linking
 
 
-def _datasets(node: Any, path: str) -> Iterator[tuple[str, ConfigDict]]:
-    """All data set dicts at and below ``node`` (``ConcatDataset`` and the like hold others)."""
-    if isinstance(node, (list, tuple)):
-        for index, item in enumerate(node):
-            yield from _datasets(item, f"{path}.{index}")
-    elif isinstance(node, Mapping):
-        yield path, node
-        for key in ("dataset", "datasets"):
-            yield from _datasets(node.get(key), f"{path}.{key}")
-
-
 def _readers(cfg: Config) -> Iterator[tuple[str, ConfigDict, tuple[str, ...]]]:
     """Each dict that shares top-level keys: its key, itself, and the names of those it accepts."""
-    places = [(path, node, ("DATASETS",), ("processor", "data_root")) for path, node in _all(cfg)]
+    places = [
+        (f"{split}_dataloader.dataset", node, ("DATASETS",), ("processor", "data_root"))
+        for split, node in dataset_configs(cfg).items()
+        if isinstance(node, Mapping)
+    ]
     if isinstance(cfg.get("model"), Mapping):
         places.append(("model", cfg.model, ("MODELS",), ("processor",)))
     for path, node, registries, shared in places:
@@ -307,11 +302,6 @@ def _readers(cfg: Config) -> Iterator[tuple[str, ConfigDict, tuple[str, ...]]]:
         if found is not None:  # an unknown type is for the check to report
             schema = schema_of(found[0])
             yield path, node, tuple(name for name in shared if schema.accepts(name))
-
-
-def _all(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
-    for split, node in dataset_configs(cfg).items():
-        yield from _datasets(node, f"{split}_dataloader.dataset")
 
 
 def _link(cfg: Config) -> None:

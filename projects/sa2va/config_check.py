@@ -1,4 +1,4 @@
-"""The strict check of a loaded config: every key is known, every ``type`` exists, rules hold."""
+"""The strict check of a loaded config: every key is known, every ``type`` exists."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ from .errors import ConfigError, listing, suggest
 
 _EVERYWHERE = ("type", "_scope_")  # mmengine's own, in any dict
 _PLAIN = (bool, int, float, str, type(None))
-# Keys of the processor that fix token ids and tensor sizes: model and data must share them.
-SHARED_WITH_MODEL = ("tokenizer", "added_tokens", "tile_size", "tokens_per_tile", "image_size")
 
 
 class Checker:
@@ -198,49 +196,6 @@ def child_slot(schema: Schema | None, node: Mapping, key: str) -> Slot:
     ):
         return Slot(free=True)  # its keys are the constructor's own affair
     return schema.children.get(key) or SLOTS_BY_NAME.get(key) or Slot()
-
-
-def check_rules(cfg: Mapping, source: str) -> None:
-    """Rules between keys.
-
-    Raises:
-        ConfigError: a checkpoint would fall between two optimiser steps, from where resuming is
-            not exact; or a data set reads with another processor than the model's.
-    """
-    counts = (cfg.get("optim_wrapper") or {}).get("accumulative_counts") or 1
-    checkpoint = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
-    interval = checkpoint.get("interval", -1)
-    if counts > 1 and interval > 0 and not checkpoint.get("by_epoch", True) and interval % counts:
-        above = counts * -(-interval // counts)
-        raise ConfigError(
-            found=f"{source}: default_hooks.checkpoint.interval={interval} with "
-            f"optim_wrapper.accumulative_counts={counts}",
-            expected="an interval that is a multiple of accumulative_counts: gradients that are "
-            "only half summed up are not saved, so resuming would not be exact",
-            fix=f"default_hooks.checkpoint.interval={above}",
-        )
-
-
-def check_processors(processor: Mapping, parts: Mapping[str, Mapping], source: str) -> None:
-    """The model and every data set must agree on what fixes token ids and tensor sizes.
-
-    Args:
-        processor: the top-level ``processor``.
-        parts: ``processor`` dicts of the model and the data sets, by their key.
-        source: the config's file.
-
-    Raises:
-        ConfigError: one of :data:`SHARED_WITH_MODEL` differs.
-    """
-    for path, own in parts.items():
-        for key in SHARED_WITH_MODEL:
-            if key in own and own[key] != processor.get(key, own[key]):
-                raise ConfigError(
-                    found=f"{source}: {path}.{key}={own[key]!r} but processor.{key}="
-                    f"{processor[key]!r}",
-                    expected="one value: the model and every data set must share it",
-                    fix=f"set processor.{key} only, and remove {path}.{key}",
-                )
 
 
 def _join(path: str, key: Any) -> str:

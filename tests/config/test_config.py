@@ -18,17 +18,21 @@ from projects.sa2va.config import (
     flatten,
     load_config,
 )
+from projects.sa2va.datasets.base import VesselDataset
 from projects.sa2va.errors import ConfigError
 
 
 @DATASETS.register_module()
-class LinkedFrames:
+class LinkedFrames(VesselDataset):
     def __init__(self, ann_file, data_root="", processor=None, size=1):
         pass
 
+    def load_records(self):
+        return []
+
 
 @DATASETS.register_module()
-class PlainFrames:
+class PlainFrames(LinkedFrames):
     def __init__(self, ann_file):
         pass
 
@@ -53,18 +57,20 @@ processor = dict(tokenizer=dict(type="byte_level"), tile_size=112, max_tiles=1)
 model = dict(type="LinkedModel", mllm=dict(type="LinkedPart", width=4), drop=0.5)
 train_dataloader = dict(
     batch_size=2,
-    sampler=dict(type="DefaultSampler", shuffle=True),
-    dataset=dict(
-        type="ConcatDataset",
-        datasets=[
-            dict(type="LinkedFrames", ann_file="a.json"),
-            dict(type="LinkedFrames", ann_file="b.json", data_root="elsewhere"),
-        ],
-    ),
+    sampler=dict(type="EpochSampler", shuffle=True),
+    collate_fn=dict(type="sa2va_collate"),
+    dataset=dict(type="LinkedFrames", ann_file="a.json"),
+)
+val_dataloader = dict(
+    batch_size=1,
+    sampler=dict(type="ExactSampler"),
+    collate_fn=dict(type="sa2va_collate"),
+    dataset=dict(type="LinkedFrames", ann_file="b.json", data_root="elsewhere"),
 )
 test_dataloader = dict(
     batch_size=1,
-    sampler=dict(type="DefaultSampler", shuffle=False),
+    sampler=dict(type="ExactSampler"),
+    collate_fn=dict(type="sa2va_collate"),
     dataset=dict(type="PlainFrames", ann_file="c.json"),
 )
 param_scheduler = [
@@ -161,7 +167,7 @@ def test_delete_replaces_a_group(config):
 
 def test_shared_keys_are_handed_down(config):
     cfg = load_config(config("data_root = 'mine'\nprocessor = dict(tile_size=56)"))
-    first, second = cfg.train_dataloader.dataset.datasets
+    first, second = cfg.train_dataloader.dataset, cfg.val_dataloader.dataset
     assert cfg.model.processor == cfg.processor == first.processor == second.processor
     assert cfg.processor.tile_size == 56
     assert (first.data_root, second.data_root) == ("mine", "elsewhere")
@@ -184,6 +190,17 @@ def test_sizes_must_not_differ_between_parts(config):
     assert "test_dataloader.dataset.processor.tile_size=56" in message(config(text))
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("train_dataloader=dict(dataset=[dict(type='PlainFrames', ann_file='x')])", "is a list"),
+        ("custom_hooks=[dict(type='EMAHook')]", "custom_hooks.0: EMAHook"),
+    ],
+)
+def test_rules_are_part_of_loading(config, text, found):
+    assert found in message(config(text))
+
+
 def test_tokenizer_is_that_of_the_pretrained_model(config):
     path = config(
         "processor = dict(tokenizer=dict(_delete_=True, type='pretrained'))\n"
@@ -191,21 +208,22 @@ def test_tokenizer_is_that_of_the_pretrained_model(config):
     )
     assert load_config(path).model.processor.tokenizer.path == "some/model"
     cfg = load_config(path, {"model.mllm.pretrained": "another"})
-    assert cfg.train_dataloader.dataset.datasets[0].processor.tokenizer.path == "another"
+    assert cfg.train_dataloader.dataset.processor.tokenizer.path == "another"
 
 
 def test_override_of_a_dumped_config_reaches_the_copies(config, tmp_path):
     dump_config(load_config(config()), tmp_path / "dumped.py")
     options = {"processor.max_tiles": 3, "data_root": "moved"}
     cfg = load_config(tmp_path / "dumped.py", options)
-    first, second = cfg.train_dataloader.dataset.datasets
+    first, second = cfg.train_dataloader.dataset, cfg.val_dataloader.dataset
     assert cfg.model.processor.max_tiles == first.processor.max_tiles == 3
     assert (first.data_root, second.data_root) == ("moved", "elsewhere")
 
 
 def test_dataset_configs(config):
     assert {k: v.type for k, v in dataset_configs(load_config(config())).items()} == {
-        "train": "ConcatDataset",
+        "train": "LinkedFrames",
+        "val": "LinkedFrames",
         "test": "PlainFrames",
     }
 
@@ -214,10 +232,10 @@ def test_dataset_configs(config):
 
 
 def test_override_of_a_nested_list_element(config):
-    options = {"param_scheduler.1.end": 50, "train_dataloader.dataset.datasets.0.size": 7}
+    options = {"param_scheduler.1.end": 50, "train_dataloader.dataset.size": 7}
     cfg = load_config(config(), options)
     assert [s["end"] for s in cfg.param_scheduler] == [20, 50]
-    assert [d.get("size") for d in cfg.train_dataloader.dataset.datasets] == [7, None]
+    assert [d.get("size") for d in dataset_configs(cfg).values()] == [7, None, None]
 
 
 def test_override_may_add_what_the_class_accepts(config):
@@ -241,7 +259,7 @@ def test_override_by_a_dict_merges_unless_told_to_replace(config):
         ("model.drop.x", 3, "'model.drop' is 0.5, not a group"),
         ("param_scheduler.2.end", 3, "no element '2'"),
         ("param_scheduler.end", 3, "no element 'end'"),
-        ("train_dataloader.dataset.datasets.0.sise", 3, "did you mean 'size'"),
+        ("train_dataloader.dataset.sise", 3, "did you mean 'size'"),
         ("model.drop", "0.1x", "expected: a number"),
         ("model.mllm", 3, "a key below the group"),
     ],

@@ -152,6 +152,10 @@ def test_no_masks_and_a_list_of_steps():
         ({"scale": (0, 1)}, "augment.scale=.*(?s:.*)positive"),
         ({"gamma": 1.2}, "augment.gamma=1.2"),
         ({"rotate": (15, -15)}, "augment.rotate=.*(?s:.*)ascending"),
+        ({"rotate": (-15, float("inf"))}, "augment.rotate=.*(?s:.*)finite"),
+        ({"rotate": (float("-inf"), 15)}, "augment.rotate=.*(?s:.*)finite"),
+        ({"contrast": (float("nan"), float("nan"))}, "augment.contrast=.*(?s:.*)finite"),
+        ({"scale": (True, 2)}, "augment.scale=.*(?s:.*)numbers"),
     ],
 )
 def test_bad_configs(config, message):

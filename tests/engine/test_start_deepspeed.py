@@ -23,6 +23,8 @@ def with_deepspeed(experiment: Path, run: Path, name: str = "deepspeed_zero2", *
 def test_deepspeed_config_takes_over_what_the_config_says(experiment, tmp_path):
     options = {
         "optim_wrapper.accumulative_counts": 3,
+        "train_cfg.max_iters": 6,
+        "train_cfg.val_interval": 3,
         "default_hooks.checkpoint.interval": 3,
         "optim_wrapper.clip_grad.max_norm": 0.5,
         "optim_wrapper.paramwise_cfg": {"lr_mult": {"LoRA": 0.5}},

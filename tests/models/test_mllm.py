@@ -122,6 +122,13 @@ def test_without_lora_and_rows_all_is_frozen(processor, projector: bool) -> None
     assert not hasattr(model.model, "peft_config")
 
 
+@pytest.mark.parametrize("key", ["modules_to_save", "trainable_token_indices"])
+def test_copies_of_whole_tables_are_refused(processor, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)lora\.{key}=.*train_token_rows=True") as caught:
+        adapter(processor, lora={key: ["embed_tokens", "lm_head"]})
+    assert "1.09 billion" in caught.value.expected
+
+
 def test_rows_without_lora(processor) -> None:
     model = adapter(processor, lora=None, config=dict(tie_word_embeddings=True))
     assert [n for n in trainable(model) if "projector" not in n and "tokens_delta" not in n] == []

@@ -15,6 +15,7 @@ Decisions, each with its reason:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ class Augment:
 
     Raises:
         ConfigError: a chance outside 0..1, or a range that is not two ascending numbers
-            (positive ones for scale, gamma and contrast).
+            (finite ones, and positive for scale, gamma and contrast).
     """
 
     def __init__(
@@ -191,15 +192,20 @@ def _chance(name: str, value: Any) -> float:
     return float(value)
 
 
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
 def _range(name: str, value: Any, positive: bool = True) -> tuple[float, float] | None:
     if value is None:
         return None
     pair = list(value) if isinstance(value, list | tuple) else []
-    numbers = len(pair) == 2 and all(isinstance(v, int | float) for v in pair)
+    numbers = len(pair) == 2 and all(_is_finite(v) for v in pair)
     if not numbers or pair[0] > pair[1] or (positive and pair[0] <= 0):
         raise ConfigError(
             f"augment.{name}={value!r}",
-            f"two ascending {'positive ' if positive else ''}numbers (lowest, highest)",
+            f"two ascending {'positive ' if positive else ''}finite numbers (lowest, highest)",
             f"correct `augment.{name}`, for instance {name}="
             + ("(0.8, 1.25)" if positive else "(-15, 15)"),
         )

@@ -78,7 +78,7 @@ class VesselDataset(Dataset, ABC):
         self.intensity = check_intensity(intensity)
         self.max_phrases_per_sample = _at_least_1("max_phrases_per_sample", max_phrases_per_sample)
         _at_least_1("limit", limit)
-        if not isinstance(seed, int) or seed < 0:
+        if not _is_whole(seed) or seed < 0:
             raise ConfigError(f"seed={seed!r}", "an integer of 0 or more", "set `seed` to one")
         self.seed = seed
         self.augment = build_augment(augment)
@@ -321,7 +321,7 @@ def _chosen(count: int, indices: Sequence[int] | None, limit: int | None) -> lis
     """Indices of the records that are kept."""
     if indices is None:
         return list(range(count))[:limit]
-    wrong = [i for i in indices if not isinstance(i, int) or not 0 <= i < count]
+    wrong = [i for i in indices if not _is_whole(i) or not 0 <= i < count]
     if wrong or len(set(indices)) != len(indices):
         raise ConfigError(
             f"indices outside the data set: {listing(wrong)}" if wrong else "indices that repeat",
@@ -331,8 +331,13 @@ def _chosen(count: int, indices: Sequence[int] | None, limit: int | None) -> lis
     return list(indices)[:limit]
 
 
+def _is_whole(value: Any) -> bool:
+    """True for an int; True and False are ints to Python, but a mistake here."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _at_least_1(name: str, value: Any) -> int | None:
-    if value is not None and (not isinstance(value, int) or value < 1):
+    if value is not None and (not _is_whole(value) or value < 1):
         raise ConfigError(
             f"{name}={value!r}", "an integer of 1 or more, or None", f"correct `{name}`"
         )

@@ -101,6 +101,7 @@ class InternVLAdapter(MLLMAdapter):
             InternVLForConditionalGeneration,
         )
 
+        _check_lora(lora)
         self.image_token_id = processor.image_token_id
         self.pad_token_id = processor.pad_token_id
         self.eos_token_id = processor.eos_token_id
@@ -228,6 +229,18 @@ class InternVLAdapter(MLLMAdapter):
             use_cache=True,
             pad_token_id=self.pad_token_id,
             eos_token_id=self.eos_token_id,
+        )
+
+
+def _check_lora(lora: dict | None) -> None:
+    own = sorted({"modules_to_save", "trainable_token_indices"} & set(lora or {}))
+    if own:
+        raise ConfigError(
+            found=f"model.mllm.lora.{own[0]}={lora[own[0]]!r}",
+            expected="no such key: modules_to_save would copy whole embedding tables (1.09 billion "
+            "trainable parameters at 8B), and the tokenizer chooses the rows",
+            fix="remove it; model.mllm.train_token_rows=True trains the rows of the added tokens "
+            "in both tables",
         )
 
 
