@@ -12,21 +12,6 @@ from mmengine.registry import MODELS
 from projects.sa2va.checkpoints.store import FORMAT
 from projects.sa2va.engine.start import prepare_training
 from projects.sa2va.models import Sa2VAModel
-from tests.broken_data import FRAMES, copy_experiment
-from tests.tiny_experiment import write_experiment
-
-
-@pytest.fixture(scope="session")
-def rendered(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("rendered")
-    write_experiment(folder, frames=FRAMES)
-    return folder
-
-
-@pytest.fixture
-def experiment(rendered, tmp_path) -> Path:
-    """Config of an experiment of its own."""
-    return copy_experiment(rendered, tmp_path)
 
 
 @pytest.fixture

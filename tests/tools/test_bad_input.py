@@ -12,25 +12,11 @@ from PIL import Image
 
 from projects.sa2va.checkpoints import provenance, write_atomically
 from projects.sa2va.config import load_config
-from tests.broken_data import FRAMES, WAYS, copy_experiment, images, same_patient
-from tests.tiny_experiment import write_experiment
+from tests.broken_data import WAYS, copy_experiment, images, same_patient
 
 from .conftest import run_process
 
 processes = pytest.mark.xdist_group("processes")
-
-
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("rendered")
-    write_experiment(folder, frames=FRAMES)
-    return folder
-
-
-@pytest.fixture
-def experiment(rendered, tmp_path) -> Path:
-    """Config of an experiment of its own."""
-    return copy_experiment(rendered, tmp_path)
 
 
 @pytest.fixture
