@@ -96,6 +96,9 @@ export_environment() {
   # Several processes on few cores: one thread each, or they wait for each other.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+  # DeepSpeed compiles with ninja, which pip put beside Python, at its first use.
+  PATH=$(dirname "$(command -v "$PYTHON")"):$PATH
+  export PATH
   if (($1 == 0)); then
     export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
   fi

@@ -102,6 +102,17 @@ def test_deepspeed_by_file(launch, tmp_path):
     assert options(done)["--deepspeed"] == str(tmp_path / "mine.json")
 
 
+def test_programs_beside_python_are_found(launch, tmp_path):
+    """ninja is one of them, and is often installed nowhere else."""
+    home = tmp_path / "venv"
+    home.mkdir()
+    python = home / "python"
+    python.write_text('#!/usr/bin/env bash\necho "$PATH"\n')
+    python.chmod(0o755)
+    done = launch("dist.sh", "train", CONFIG, "1", PYTHON=str(python))
+    assert done.stdout.split(":")[0] == str(home)
+
+
 def test_every_run_on_one_machine_has_a_port_of_its_own(launch):
     ports = {options(launch("dist.sh", "train", CONFIG, "1"))["--master_port"] for _ in range(4)}
     assert len(ports) > 1
