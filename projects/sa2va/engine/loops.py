@@ -17,6 +17,7 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 from projects.sa2va.datasets.integrity import split_hash
 from projects.sa2va.evaluation import VesselMetric
+from projects.sa2va.evaluation.writer import write_atomic
 from projects.sa2va.models import is_sharded
 
 from .runner import bare_model
@@ -143,7 +144,8 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
                 )
         if is_main_process():
             # With --cfg-options the config file alone does not say what ran.
-            Path(self.out_dir, "config.py").write_text(self.runner.cfg.pretty_text)
+            text = self.runner.cfg.pretty_text.encode()
+            write_atomic(Path(self.out_dir, "config.py"), lambda file: file.write(text))
         self.runner.call_hook("before_test")
         self.runner.call_hook("before_test_epoch")
         self.runner.model.eval()

@@ -23,6 +23,7 @@ from projects.sa2va.checkpoints import DATA_SPLITS_FILE, read_checkpoint
 from projects.sa2va.config import load_config
 from projects.sa2va.datasets.integrity import check_dataset, check_splits, split_hash
 from projects.sa2va.errors import ConfigError, SetupError, listing, suggest
+from projects.sa2va.evaluation.writer import write_atomic
 
 from .resume import check_same_data, check_same_experiment, set_resume
 
@@ -74,7 +75,8 @@ def prepare_training(
         splits = check_data(cfg, ("train", "val", "test"))
         if meta is not None:
             check_same_data(splits["train"]["hash"], meta, cfg.load_from)
-        _write_splits(splits, Path(cfg.work_dir))
+        text = json.dumps(splits, indent=1).encode()
+        write_atomic(Path(cfg.work_dir) / DATA_SPLITS_FILE, lambda file: file.write(text))
         _remove_half_written(Path(cfg.work_dir))
     return cfg
 
@@ -176,12 +178,6 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> dict[str, dict[str, Any]
         split: {"frames": len(dataset), "hash": split_hash(dataset)}
         for split, dataset in datasets.items()
     }
-
-
-def _write_splits(splits: dict[str, dict[str, Any]], work_dir: Path) -> None:
-    temporary = work_dir / f".{DATA_SPLITS_FILE}.tmp"
-    temporary.write_text(json.dumps(splits, indent=1))
-    os.replace(temporary, work_dir / DATA_SPLITS_FILE)
 
 
 def _use_deepspeed(cfg: Config, deepspeed: str, distributed: bool) -> None:
