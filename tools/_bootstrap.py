@@ -11,6 +11,10 @@ if str(ROOT) not in sys.path:
 # Read once, when torch loads its OpenMP. Its threads spin while they wait, which on a CPU that
 # others use too made training four times slower than threads that sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Memory that is free in many pieces counts as taken: at true size up to 1 GiB of a 24 GB card
+# (benchmarks/README.md). Read when torch first allocates on a card.
+if "PYTORCH_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 try:
     import projects.sa2va  # noqa: F401

@@ -11,6 +11,9 @@
 #   NNODES       machines (1)                   MASTER_ADDR  address of the first one (127.0.0.1)
 #   NODE_RANK    number of this machine (0)     PORT         port of the first one (29500; on one
 #   PYTHON       Python to run (.venv's)                     machine a random free one)
+#   STOP_SECONDS time that SIGTERM and SIGUSR1 leave a run to save a checkpoint (600)
+#
+# SIGTERM and SIGUSR1 are passed on to all processes; the exit status is then 143.
 set -euo pipefail
 # shellcheck source=tools/launch_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch_lib.sh"
@@ -54,6 +57,8 @@ elif ((nnodes == 1)); then
 else
   PORT=29500
 fi
+STOP_SECONDS=${STOP_SECONDS:-600}
+check_number STOP_SECONDS "$STOP_SECONDS"
 cards=$(count_cards)
 if ((cards > 0 && gpus > cards)) && [[ -z ${CUDA_VISIBLE_DEVICES+set} ]]; then
   fail "GPUS=$gpus on a machine with $cards NVIDIA card(s)" "at most $cards" \
@@ -62,7 +67,28 @@ fi
 find_python
 export_environment "$cards"
 
-exec "$PYTHON" -m torch.distributed.run --nnodes "$nnodes" --node_rank "$node_rank" \
+# No exec: torchrun's own status after a signal is 1, and a script that starts a run again must tell
+# a run that was stopped from one that failed.
+stopped=0
+pass_on() {  # SIGNAL STATUS
+  stopped=$2
+  kill -s "$1" "$launcher" 2>/dev/null || true
+}
+"$PYTHON" -m torch.distributed.run --nnodes "$nnodes" --node_rank "$node_rank" \
   --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$PORT" --nproc_per_node "$gpus" \
+  --signals_to_handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown_timeout "$STOP_SECONDS" \
   "$ROOT/tools/$verb.py" "$config" ${DEEPSPEED_ARGS[@]+"${DEEPSPEED_ARGS[@]}"} "$@" \
-  --launcher pytorch
+  --launcher pytorch &
+launcher=$!
+trap 'pass_on TERM 143' TERM
+trap 'pass_on USR1 143' USR1
+trap 'pass_on INT 130' INT
+status=0
+wait "$launcher" || status=$?
+# A signal ends a wait, not what it waits for.
+while kill -0 "$launcher" 2>/dev/null; do
+  status=0
+  wait "$launcher" || status=$?
+done
+((stopped && status != 0)) && status=$stopped
+exit "$status"

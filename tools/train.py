@@ -20,6 +20,7 @@ from mmengine.config import Config, DictAction
 
 from projects.sa2va.config import dump_config
 from projects.sa2va.engine.start import finish, prepare_training
+from projects.sa2va.engine.stopping import StoppedBySignal
 from projects.sa2va.errors import exit_on_user_error
 
 
@@ -67,8 +68,12 @@ def run_xtuner(cfg: Config, config_name: str, work_dir: str, launcher: str) -> N
 
 
 @exit_on_user_error
-def main() -> None:
-    """Checks, then trains."""
+def main() -> int:
+    """Checks, then trains.
+
+    Returns:
+        Exit status: 0, or 143 after a signal that the run obeyed.
+    """
     args = parse_args()
     cfg = prepare_training(
         args.config,
@@ -79,9 +84,12 @@ def main() -> None:
         cfg_options=args.cfg_options,
         distributed=args.launcher != "none",
     )
-    run_xtuner(cfg, Path(args.config).name, cfg.work_dir, args.launcher)
+    try:
+        run_xtuner(cfg, Path(args.config).name, cfg.work_dir, args.launcher)
+    except StoppedBySignal as stopped:
+        return stopped.code
+    return 0
 
 
 if __name__ == "__main__":
-    main()
-    finish()
+    finish(main())

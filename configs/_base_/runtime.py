@@ -13,15 +13,18 @@ default_hooks = dict(
     logger=dict(type="LoggerHook", interval=10, log_metric_by_epoch=False),
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(
-        type="CheckpointHook",
+        type="Sa2VACheckpointHook",
         by_epoch=False,
         interval=500,
-        max_keep_ckpts=2,
+        save_total_limit=2,
         save_best="vessel/dice",
         rule="greater",
     ),
+    memory=dict(type="MemoryHook"),
+    stop=dict(type="StopOnSignal", signals=["SIGTERM", "SIGUSR1"]),
 )
-log_processor = dict(by_epoch=False, window_size=10)
+memory_budget_gib = None  # caps what a process takes of its card; None: all of it
+log_processor = dict(type="Sa2VALogProcessor", by_epoch=False, window_size=10)
 log_level = "INFO"
 randomness = dict(seed=0)
 load_from = None

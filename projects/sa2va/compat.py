@@ -27,6 +27,7 @@ def apply() -> None:
     _cpu_distributed()
     _deepspeed_optimizers_of_mmengine()
     _peft_token_rows_without_cuda()
+    _peft_token_rows_without_copies()
 
 
 def _force_weights_only() -> None:
@@ -127,3 +128,39 @@ def _peft_token_rows_without_cuda() -> None:
             return weight[rows].clone()
 
     layer.TrainableTokensLayer._collect_token_weights = collect
+
+
+def _peft_token_rows_without_copies() -> None:
+    """peft 0.21.2 writes the trained rows into a copy of the whole table in every forward pass.
+
+    At 8B that is 1.1 GiB for the embedding and for the head, and as much again for the gradient of
+    the copy. Here the frozen table is used as it is, and the rows are put into its result. Can go
+    when peft does so.
+    """
+    from peft.tuners.trainable_tokens import layer
+
+    original = layer.TrainableTokensLayer.forward_adapters
+
+    def forward_adapters(
+        self: Any, x: torch.Tensor, active_adapters: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        known = isinstance(self.base_layer, (torch.nn.Embedding, torch.nn.Linear))
+        if self.disable_adapters or not active_adapters or self.merged or not known:
+            return original(self, x, active_adapters, *args, **kwargs)
+        self._check_overlapping_tokens(active_adapters)
+        result = self.base_layer(x, *args, **kwargs)
+        for name in active_adapters:
+            ids = torch.tensor(self.token_indices[name], device=x.device)
+            rows = self.trainable_tokens_delta[name].to(self.base_layer.weight.dtype)
+            if isinstance(self.base_layer, torch.nn.Linear):
+                own = torch.nn.functional.linear(x, rows)
+                result = result.index_copy(-1, ids, own.to(result.dtype))
+                continue
+            scale = self._get_embed_scale()
+            rows = rows if scale is None else rows * scale.to(rows.dtype)
+            match = x.unsqueeze(-1) == ids
+            own = rows[match.int().argmax(-1)].to(result.dtype)
+            result = torch.where(match.any(-1, keepdim=True), own, result)
+        return result
+
+    layer.TrainableTokensLayer.forward_adapters = forward_adapters

@@ -335,9 +335,10 @@ def _unlink(cfg: Config) -> None:
 
 
 def _pretrained_tokenizer(cfg: Config) -> tuple[ConfigDict | None, str | None]:
-    """The processor's tokenizer dict if it is a pretrained one, and ``model.mllm.pretrained``."""
+    """The processor's tokenizer dict if it is a pretrained one, and where the MLLM comes from."""
     tokenizer = _group(_group(cfg, "processor"), "tokenizer")
-    pretrained = _group(_group(cfg, "model"), "mllm").get("pretrained")
+    model = _group(cfg, "model")
+    pretrained = model.get("pretrained") or _group(model, "mllm").get("pretrained")
     return tokenizer if tokenizer.get("type") == "pretrained" else None, pretrained
 
 

@@ -17,7 +17,10 @@ from .errors import ConfigError
 from .evaluation import VesselMetric
 
 # Keys of the processor that fix token ids and tensor sizes: model and data must share them.
-SHARED_WITH_MODEL = ("tokenizer", "added_tokens", "tile_size", "tokens_per_tile", "image_size")
+SHARED_WITH_MODEL = (
+    *("tokenizer", "added_tokens", "tile_size", "tokens_per_tile", "image_size"),
+    "reference_numerics",
+)
 
 _SPLITS = ("train", "val", "test")
 # The only loop of a split that works, and what mmengine takes where the config names none.
@@ -79,6 +82,7 @@ class _Rules:
         self.cfg, self.source = cfg, source
 
     def check(self) -> None:
+        self._check_memory_budget()
         self._check_loops()
         for split in _SPLITS:
             self._check_loader(split)
@@ -90,6 +94,16 @@ class _Rules:
             self._check_evaluator(split)
 
     # ------------------------------------------------------------------------------ the parts
+
+    def _check_memory_budget(self) -> None:
+        budget = self.cfg.get("memory_budget_gib")
+        number = isinstance(budget, int | float) and not isinstance(budget, bool)
+        if budget is not None and not (number and 0 < budget < float("inf")):
+            raise self._error(
+                found=f"memory_budget_gib={budget!r}",
+                expected="GiB of a card that one process may take, more than 0, or None for all",
+                fix="memory_budget_gib=23.5, or None",
+            )
 
     def _check_loops(self) -> None:
         for split, (name, default) in _LOOPS.items():
@@ -179,6 +193,16 @@ class _Rules:
             )
 
     def _check_hook(self, path: str, hook: Mapping) -> None:
+        if "max_keep_ckpts" in hook:
+            limit = hook["max_keep_ckpts"]
+            raise self._error(
+                found=f"{path}.max_keep_ckpts={limit!r}",
+                expected=f"{path}.save_total_limit: it replaces max_keep_ckpts, which deletes a "
+                "checkpoint before the next one is written",
+                fix=f"{path}.type='Sa2VACheckpointHook' and {path}.save_total_limit={limit!r}",
+            )
+        if "save_total_limit" in hook:
+            self._whole(f"{path}.save_total_limit", hook["save_total_limit"])
         if _is_hook(hook, EMAHook):
             raise self._error(
                 found=f"{path}: {hook.get('type')}",

@@ -319,7 +319,7 @@ OPTIM_WRAPPER_CHILDREN: dict[str, Slot] = {
 
 _HOOK_NAMES = (
     *("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"),
-    "visualization",
+    *("visualization", "memory", "stop"),
 )
 _MP = plain("mp_cfg", set_multi_processing, without="distributed")
 _DIST = plain("dist_cfg", init_dist, init_process_group, "port", without="launcher")
@@ -335,7 +335,7 @@ _ENV = plain(
 # Top-level keys that the runner reads from its config without having them in its signature.
 _READ_BY_THE_RUNNER = (
     *("model_wrapper_cfg", "find_unused_parameters", "sync_bn", "activation_checkpointing"),
-    *("efficient_conv_bn_eval", "compile", "runner_type", "custom_imports"),
+    *("efficient_conv_bn_eval", "compile", "runner_type", "custom_imports", "memory_budget_gib"),
 )
 
 ROOT = plain(

@@ -47,6 +47,10 @@ class SetupError(UserError):
     """A machine that lacks something: a package, a card, a folder we can write to."""
 
 
+class MemoryFullError(UserError):
+    """A model, batch or image size that does not fit on the card."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Returns ``" (did you mean 'x'?)"`` for the known name nearest to ``name``, or ``""``."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -34,6 +34,7 @@ REQUIRED: dict[str, str] = {
     "monai": "1.6.1",
     "matplotlib": "3.11.2",
     "tqdm": "4.70.1",
+    "bitsandbytes": "0.50.2",
     "ninja": "1.13.2",
 }
 
@@ -43,7 +44,7 @@ NO_DEPS: dict[str, str] = {"torchvision": "0.28.0", "xtuner": "0.2.0"}
 
 # The extra `quantization`: nothing uses it yet. Where torchao is installed, peft imports it, and on
 # some builds of torch that prints a warning at every start.
-QUANTIZATION: dict[str, str] = {"bitsandbytes": "0.50.2", "torchao": "0.18.0"}
+QUANTIZATION: dict[str, str] = {"torchao": "0.18.0"}
 
 # The extra `dev`: what `make test` and `make lint` need.
 DEV: dict[str, str] = {

@@ -11,10 +11,12 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from projects.sa2va.checkpoints import provenance
+from projects.sa2va.checkpoints import load_trained, provenance, read_checkpoint
 from projects.sa2va.config import load_config
 from projects.sa2va.models import Sa2VAModel
 from tests.tiny_experiment import write_experiment
+
+from .over_reference import SMALL, checkpoint_path, over
 
 
 @pytest.fixture(scope="session")
@@ -47,4 +49,29 @@ def payload(trained: Sa2VAModel, tiny_config: Config, tmp_path: Path) -> dict[st
     """What the runner puts into a checkpoint, without training state."""
     meta = provenance(trained, tmp_path)
     meta.update(cfg=tiny_config.pretty_text, iter=3, epoch=0, seed=0, world_size=1)
-    return {"state_dict": trained.trained_state_dict(), "meta": meta}
+    return {"state_dict": trained.trained_state_dict(), "meta": meta, "layout": "trainable"}
+
+
+@pytest.fixture(scope="session")
+def reference(shared_dir: Path) -> Path:
+    return shared_dir / "reference"
+
+
+@pytest.fixture(scope="session")
+def base(reference: Path) -> Sa2VAModel:
+    """The reference's tiny model with LoRA, for small pictures. Copy it before changing it."""
+    return over(reference, processor=SMALL)
+
+
+@pytest.fixture(scope="session")
+def f7(reference: Path) -> dict[str, Any]:
+    """The reference's training checkpoint as it is read; see :func:`changed`."""
+    return read_checkpoint(checkpoint_path(reference))
+
+
+@pytest.fixture(scope="session")
+def loaded(base: Sa2VAModel, f7: dict[str, Any], reference: Path) -> Sa2VAModel:
+    """``base`` with the checkpoint of the reference in it. Read it only."""
+    model = copy.deepcopy(base)
+    load_trained(model, f7, checkpoint_path(reference))
+    return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import pytest
 import torch
@@ -30,16 +31,19 @@ def test_loads_everything_and_reports_it(tiny_config, trained, payload, tmp_path
     assert loaded.keys() == payload["state_dict"].keys()
     assert all(torch.equal(loaded[key], payload["state_dict"][key]) for key in loaded)
 
-    assert sum(report.tensors.values()) == len(payload["state_dict"])
-    assert {"LoRA", "token rows", "[SEG] projector", "SAM2 mask decoder"} <= set(report.tensors)
+    rows = {row.part: row for row in report.rows if row.source == str(path)}
+    assert sum(row.loaded for row in rows.values()) == len(payload["state_dict"])
+    assert {"LoRA", "token rows", "[SEG] projector", "SAM2 mask decoder"} <= set(rows)
+    assert {row.part for row in report.rows} > set(rows)  # the base's parts are named too
     assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     text = report.text()
     assert str(path) in text
     assert "iteration 3" in text
     assert report.sha256[:16] in text
     assert "nothing missing, nothing left over" in text
-    assert f"{report.tensors['LoRA']:>5} tensors" in text
-    assert report.as_dict()["tensors"] == report.tensors
+    assert re.search(rf"LoRA +{rows['LoRA'].tensors} +\d+ +float32 +{rows['LoRA'].checksum}", text)
+    assert report.as_dict()["parts"][-1]["checksum"] == report.rows[-1].checksum
+    assert report.checkpoint()["iteration"] == 3
 
 
 def _refused(model, payload) -> CheckpointError:

@@ -146,6 +146,18 @@ def test_validation_may_fall_anywhere_without_save_best():
     check_rules(put(("train_cfg.val_interval", 6), ("val_cfg", None)), "run.py")
 
 
+@pytest.mark.parametrize("where", ["default_hooks.checkpoint", "custom_hooks.0"])
+def test_the_old_name_of_the_limit_names_the_new_one(where):
+    hook = {"type": "CheckpointHook", "by_epoch": False, "max_keep_ckpts": 3}
+    caught = error(put((where, hook)))
+    assert f"{where}.max_keep_ckpts=3" in caught.found
+    assert f"{where}.save_total_limit=3" in caught.fix
+    assert "Sa2VACheckpointHook" in caught.fix
+    ours = {"type": "Sa2VACheckpointHook", "by_epoch": False, "save_total_limit": 3}
+    check_rules(put((where, ours)), "run.py")
+    assert "save_total_limit=2.5" in error(put((where, {**ours, "save_total_limit": 2.5}))).found
+
+
 def test_a_checkpoint_hook_anywhere_counts():
     best = {"type": "OwnCheckpointHook", "save_best": "vessel/dice", "interval": 40}
     changes = [("default_hooks.checkpoint", None), ("custom_hooks", [best])]

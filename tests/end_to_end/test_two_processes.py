@@ -72,6 +72,9 @@ def test_zero_trains_resumes_and_is_tested(experiment: Path, ddp: Path, zero: st
     for name, tensor in folder.items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, again[name]), name
+    if zero == "deepspeed_zero2":
+        return  # the folder was read above; testing one is the same for both
     metrics = test(experiment, work_dir / LAST, experiment.parent / f"{zero}_results")
     assert metrics["checkpoint"]["format"] == "DeepSpeed folder"
+    assert {row["part"] for row in metrics["weights"]["parts"]} >= {"LoRA", "SAM2 mask decoder"}
     assert metrics["counts"]["frames"] == FRAMES[2]

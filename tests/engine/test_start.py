@@ -265,12 +265,3 @@ def test_checkpoint_to_test_is_missing(experiment, tmp_path):
         prepare_test(
             str(experiment), checkpoint=str(tmp_path / "x.pth"), work_dir=str(tmp_path / "run")
         )
-
-
-def test_half_written_checkpoints_of_a_killed_run_are_removed(tmp_path) -> None:
-    whole = tmp_path / "iter_3.pth"
-    whole.write_bytes(b"whole")
-    (tmp_path / ".iter_6.pth.123.tmp").write_bytes(b"half")
-    (tmp_path / ".iter_6.pth.tmp").mkdir()
-    start._remove_half_written(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["iter_3.pth"]

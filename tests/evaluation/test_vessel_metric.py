@@ -69,6 +69,7 @@ def provenance() -> dict:
     return {
         "answer_mode": "forced",
         "checkpoint": {"file": "best.pth", "sha256": "0" * 64},
+        "weights": {"parts": [], "notes": []},
         "config": "demo.py",
         "split": {"file": "test.json", "sha256": "1" * 64},
     }

@@ -130,7 +130,7 @@ def train_item(
         "labels": labels,
         "pad_id": processor.pad_token_id,
         "pixel_values": tiles,
-        "grounding_pixels": processor.grounding_pixels(image),
+        "grounding_pixels": processor.grounding_pixels(image, training=True),
         "masks": masks,
         "meta": {"frame": frame},
     }

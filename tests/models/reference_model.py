@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from projects.sa2va.models import Sa2VAModel
 
-GOLDEN_ANSWER = "Sure, [SEG]."
+IMAGES = ("img_a", "img_b", "img_c")
 
 
 def model_config(reference: Path, attention: str = "sdpa", **changes: object) -> dict:
@@ -24,7 +25,7 @@ def model_config(reference: Path, attention: str = "sdpa", **changes: object) ->
         "autocast": None,
         "processor": {
             "tokenizer": {"type": "pretrained", "path": str(reference / "F1_tokenizer")},
-            "grounding_norm": "released",
+            "reference_numerics": True,
             **changes.pop("processor", {}),
         },
         "mllm": {
@@ -80,6 +81,14 @@ def model_config(reference: Path, attention: str = "sdpa", **changes: object) ->
     }
 
 
+def build(reference: Path, attention: str = "sdpa", **changes: object) -> Sa2VAModel:
+    """A model in eval mode with every weight from the reference."""
+    model = Sa2VAModel(**model_config(reference, attention, **changes)).eval()
+    left = load_reference(reference, model)
+    assert all(".lora_" in name for name in left), "every other weight of ours has one in F1"
+    return model
+
+
 def load_reference(reference: Path, model: Sa2VAModel) -> list[str]:
     """Copies the released tensors into ``model``; returns the names of ours that got none."""
     released = load_file(reference / "F1_model" / "model.safetensors")
@@ -110,3 +119,40 @@ def load_reference(reference: Path, model: Sa2VAModel) -> list[str]:
     return sorted(
         name for kind, state in own.items() for name in state if (kind, name) not in filled
     )
+
+
+def training_parameters(reference: Path, model: Sa2VAModel) -> dict[str, nn.Parameter]:
+    """Our parameter for the name of every parameter that the reference trains (F6_train)."""
+    table = json.loads((reference / "F1_model_keys.json").read_text())["keys"]
+    names = json.loads((reference / "F6_train" / "meta.json").read_text())["trainable_parameters"]
+    core = model.mllm._core
+    own = {
+        "InternVLForConditionalGeneration": dict(core.named_parameters()),
+        "Sam2Model": dict(model.grounding.model.named_parameters()),
+    }
+    adapters = dict(model.mllm.model.named_parameters())
+    found = {}
+    for name in names:
+        if ".lora_" in name:
+            short = name.split("base_model.model.model.")[1]
+            found[name] = adapters[f"base_model.model.model.language_model.{short}"]
+        elif ".embed_tokens." in name:
+            found[name] = core.get_input_embeddings().weight
+        elif ".lm_head." in name:
+            found[name] = core.get_output_embeddings().weight
+        elif name.startswith("text_hidden_fcs."):
+            found[name] = model.seg_projector.get_parameter(name.removeprefix("text_hidden_fcs."))
+        else:
+            entry = table[name.removeprefix("mllm.model.")]
+            (native,) = entry["native_keys"]
+            found[name] = own[entry["native_model"]][native]
+    return found
+
+
+def load_trained(reference: Path, model: Sa2VAModel) -> None:
+    """Copies LoRA and the trained token tables of F6_train into ``model``."""
+    file = reference / "F6_train" / "lora_and_saved_modules.safetensors"
+    own = training_parameters(reference, model)
+    with torch.no_grad():
+        for name, value in load_file(file).items():
+            own[name].copy_(value.float())

@@ -13,23 +13,15 @@ import torch
 from huggingface_hub import constants, snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import (
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    Sam2Config,
-    Sam2Model,
-)
 
 from projects.sa2va import hub
-from projects.sa2va.errors import ConfigError, SetupError
-from projects.sa2va.models.building import build_weights, first_parameter, resolve_dtype
+from projects.sa2va.errors import CheckpointError, ConfigError, SetupError
+from projects.sa2va.models import grounding, mllm
+from projects.sa2va.models.building import Built, build_weights, first_parameter, resolve_dtype
 
 from .conftest import GROUNDING_CONFIG, MLLM_CONFIG, merged
 
-KINDS = {
-    "mllm": (InternVLForConditionalGeneration, InternVLConfig),
-    "grounding": (Sam2Model, Sam2Config),
-}
+KINDS = {"mllm": mllm._kind(), "grounding": grounding._kind()}
 HEAD = "language_model.lm_head.weight"  # its name in files, also in released ones
 CONFIGS = {
     "mllm": merged(MLLM_CONFIG, dict(text_config=dict(model_type="qwen2", vocab_size=64))),
@@ -37,9 +29,8 @@ CONFIGS = {
 }
 
 
-def weights(kind: str = "mllm", **changes: Any) -> nn.Module:
+def built(kind: str = "mllm", **changes: Any) -> Built:
     arguments = dict(
-        key=f"model.{kind}",
         pretrained=None,
         config=None,
         dtype=torch.float32,
@@ -47,7 +38,11 @@ def weights(kind: str = "mllm", **changes: Any) -> nn.Module:
         seed=0,
         device="cpu",
     )
-    return build_weights(*KINDS[kind], **{**arguments, **changes})
+    return build_weights(KINDS[kind], **{**arguments, **changes})
+
+
+def weights(kind: str = "mllm", **changes: Any) -> nn.Module:
+    return built(kind, **changes).model
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +66,7 @@ def test_a_saved_folder_comes_back_bit_equal(saved, kind: str, dtype: torch.dtyp
     model = weights(kind, pretrained=str(saved[kind]), dtype=dtype)
     assert first_parameter(model).dtype == dtype
     original = weights(kind, config=merged(CONFIGS[kind], {}), dtype=torch.bfloat16)
+    assert model.config._attn_implementation == "sdpa"
     own, expected = model.state_dict(), original.state_dict()
     assert own.keys() == expected.keys()
     for name, value in expected.items():
@@ -121,7 +117,7 @@ def test_missing_weights_are_named(copy: Path) -> None:
     name = next(n for n in tensors if n.endswith("0.mlp.up_proj.weight"))
     del tensors[name]
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(SetupError, match=r"1 missing_keys: .*0.mlp.up_proj.weight"):
+    with pytest.raises(CheckpointError, match=r"1 tensors missing .*0.mlp.up_proj.weight"):
         weights(pretrained=str(copy))
 
 
@@ -130,7 +126,7 @@ def test_weights_of_another_shape_are_named(copy: Path) -> None:
     name = next(n for n in tensors if n.endswith("0.mlp.up_proj.weight"))
     tensors[name] = torch.zeros(3, 3)
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(SetupError, match=r"1 mismatched_keys: .*0.mlp.up_proj.weight"):
+    with pytest.raises(CheckpointError, match=r"1 tensors of another shape .*0.mlp.up_proj.weight"):
         weights(pretrained=str(copy))
 
 
@@ -143,16 +139,29 @@ def test_a_damaged_folder(copy: Path, damage: str) -> None:
         file.write_bytes(file.read_bytes()[:-100])
     else:
         file.write_text("{")
-    with pytest.raises(SetupError, match=r"model\.mllm\.pretrained") as error:
+    with pytest.raises(CheckpointError, match=r"download|copy the file") as error:
         weights(pretrained=str(copy))
-    assert error.value.__cause__ is not None
+    assert str(copy) in error.value.found
+    assert (error.value.__cause__ is None) == (damage == "no weights")
 
 
 def test_folders_of_the_two_parts_swapped(saved) -> None:
-    with pytest.raises(SetupError, match=r"type 'internvl' in .*model\.grounding\.pretrained"):
+    with pytest.raises(SetupError, match=r"InternVL in .*\(model\.grounding\.pretrained\)"):
         weights("grounding", pretrained=str(saved["mllm"]))
-    with pytest.raises(SetupError, match=r"type 'sam2' in .*model\.mllm\.pretrained"):
+    with pytest.raises(SetupError, match=r"SAM2 in .*\(model\.mllm\.pretrained\)"):
         weights(pretrained=str(saved["grounding"]))
+
+
+def test_rows_say_where_every_tensor_comes_from(saved) -> None:
+    drawn = built(config=merged(CONFIGS["mllm"], {}), seed=3)
+    assert {row.source for row in drawn.rows} == {"random weights (seed 3)"}
+    assert not any(row.loaded or row.checksum for row in drawn.rows)
+    loaded = built(pretrained=str(saved["mllm"]))
+    assert [(r.part, r.tensors) for r in loaded.rows] == [(r.part, r.tensors) for r in drawn.rows]
+    for row in loaded.rows:
+        assert (row.source, row.dtype) == (str(saved["mllm"]), "bfloat16")
+        assert row.loaded == row.tensors and len(row.checksum) == 16
+    assert sum(row.tensors for row in loaded.rows) == len(loaded.model.state_dict())
 
 
 def test_a_released_sam2_folder_says_video(saved, tmp_path: Path) -> None:
@@ -219,7 +228,7 @@ def test_a_cached_hub_id_needs_no_network(offline: Path, saved, asked: list[bool
 def test_a_cache_without_the_weights_is_not_enough(offline: Path, saved, asked: list[bool]) -> None:
     """As after loading the tokenizer alone."""
     cached(offline, saved["mllm"], "config.json")
-    with pytest.raises(SetupError, match="somebody/some-model"):
+    with pytest.raises(CheckpointError, match=r"no weights in .*somebody--some-model"):
         weights(pretrained="somebody/some-model")
     assert asked == [True, False], "the cache, then the hub"
 
@@ -241,7 +250,7 @@ def test_sharded_cache(offline: Path, saved, complete: bool) -> None:
         assert torch.equal(model.get_output_embeddings().weight, tensors[HEAD])
     else:
         # offline, the hub hands out the incomplete snapshot again; loading then names the shard
-        with pytest.raises(SetupError, match="somebody/some-model"):
+        with pytest.raises(CheckpointError, match=r"names model-00002-of-00002\.safetensors"):
             weights(pretrained="somebody/some-model")
 
 

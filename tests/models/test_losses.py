@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from projects.sa2va.errors import ConfigError
 from projects.sa2va.models import MaskLoss
+from projects.sa2va.models.losses import build_mask_loss
+
+from .conftest import build
 
 QUICK = settings(max_examples=25, deadline=None)
 
@@ -159,6 +162,88 @@ def test_sampled_loss_estimates_the_full_loss_and_has_gradients() -> None:
     assert float(uniform["loss_dice"]) == pytest.approx(float(smooth["loss_dice"]), rel=0.1)
     uniform["loss_mask"].backward()
     assert float(logits.grad.abs().sum()) > 0
+
+
+@QUICK
+@given(seed=st.integers(0, 2**32 - 1), counts=st.lists(st.integers(0, 5), min_size=1, max_size=3))
+@pytest.mark.parametrize("num_points", [0, 30])
+def test_reference_weighting_is_that_of_five_copies(num_points: int, seed, counts) -> None:
+    """The reference repeats the objects of a sample in turn until there are five."""
+    counts = [*counts, 2]
+    rng = np.random.default_rng(seed)
+    drawn = [draw(rng, k, (4, 4), (8, 8)) for k in counts]
+    logits = [torch.from_numpy(x) for x, _ in drawn]
+    labels = [torch.from_numpy(y) for _, y in drawn]
+    slots = [[i % k for i in range(5)] if k else [] for k in counts]
+    points = [torch.from_numpy(rng.random((len(s), 30, 2), dtype=np.float32)) for s in slots]
+    given = dict(points=points) if num_points else {}
+    weighed = MaskLoss(num_points=num_points, reference_weighting=True)
+    got = weighed(torch.cat(logits), labels, **given)
+    copied = MaskLoss(num_points=num_points)(
+        torch.cat([x[s] for x, s in zip(logits, slots, strict=True)]),
+        [y[s] for y, s in zip(labels, slots, strict=True)],
+        **given,
+    )
+    total = sum(map(len, slots))
+    divided = total / (total + 1e-4) if num_points else 1.0
+    assert float(got["loss_mask"]) == pytest.approx(float(copied["loss_mask"]), rel=1e-6)
+    assert float(got["loss_dice"]) == pytest.approx(float(copied["loss_dice"]) * divided, rel=1e-6)
+
+
+@pytest.mark.parametrize("num_points", [0, 30])
+def test_reference_weighting_draws_five_of_many_objects(num_points: int) -> None:
+    logits, labels = draw(np.random.default_rng(0), 8, (4, 4), (8, 8))
+    logits, labels = torch.from_numpy(logits), torch.from_numpy(labels)
+    points = torch.rand(5, 30, 2)
+    given = dict(points=[points]) if num_points else {}
+    loss = MaskLoss(num_points=num_points, reference_weighting=True)
+    torch.manual_seed(3)
+    seen = [float(loss(logits, [labels], **given)["loss_mask"]) for _ in range(4)]
+    assert len(set(seen)) > 1
+    torch.manual_seed(3)
+    plain = MaskLoss(num_points=num_points)
+    for value in seen:
+        five = torch.randperm(8)[:5]
+        expected = plain(logits[five], [labels[five]], **given)["loss_mask"]
+        assert value == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_reference_weighting_draws_points_for_every_slot() -> None:
+    logits, labels = draw(np.random.default_rng(0), 2, (4, 4), (8, 8))
+    logits = torch.from_numpy(logits).requires_grad_()
+    loss = MaskLoss(num_points=30, reference_weighting=True)
+    drawn: list[torch.Tensor] = []
+    sample = loss._sample
+    loss._sample = lambda maps: drawn.append(sample(maps)) or drawn[-1]  # type: ignore[method-assign]
+    sum(loss(logits, [torch.from_numpy(labels)]).values()).backward()
+    (points,) = drawn
+    assert points.shape == (5, 30, 2) and not torch.equal(points[0], points[2])
+    assert bool((logits.grad.flatten(1).abs().sum(dim=1) > 0).all())
+
+
+def test_equal_weighting_is_the_default_and_draws_nothing() -> None:
+    logits, labels = draw(np.random.default_rng(0), 8, (4, 4), (8, 8))
+    logits, labels = torch.from_numpy(logits), torch.from_numpy(labels)
+    before = torch.get_rng_state()
+    equal = MaskLoss()(logits, [labels[:1], labels[1:]])
+    assert torch.equal(torch.get_rng_state(), before)
+    each = [MaskLoss()(logits[i : i + 1], [labels[i : i + 1]]) for i in range(8)]
+    for name, value in equal.items():
+        mean = np.mean([float(one[name]) for one in each])
+        assert float(value) == pytest.approx(mean, rel=1e-6)
+
+
+@pytest.mark.parametrize("switch", [False, True])
+def test_the_processor_switches_the_weighting(switch: bool) -> None:
+    model = build(processor=dict(reference_numerics=switch), mask_loss=dict(type="MaskLoss"))
+    assert model.mask_loss.reference_weighting is switch
+    assert build_mask_loss(None, switch).reference_weighting is switch
+    same = dict(type="MaskLoss", reference_weighting=switch)
+    assert build_mask_loss(same, switch).reference_weighting is switch
+    with pytest.raises(ConfigError, match=r"processor\.reference_numerics") as caught:
+        build_mask_loss(same, not switch)
+    assert f"reference_weighting={switch}" in caught.value.found
+    assert "remove model.mask_loss.reference_weighting" in caught.value.fix
 
 
 @pytest.mark.parametrize(

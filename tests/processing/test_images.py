@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from projects.sa2va.errors import ConfigError, DataError
-from projects.sa2va.processing import images
+from projects.sa2va.processing import Sa2VAProcessor, images
 
 NAMES = ["img_a", "img_b", "img_c"]
 
@@ -51,7 +52,15 @@ def test_tiles_equal_the_reference(golden):
     tiles = images.split_tiles(image, 448, 1, 12)
     assert np.array_equal(tiles.transpose(0, 2, 3, 1), expected)
     pixels = images.normalise_tiles(tiles)
-    assert torch.equal(pixels[:, :, 100:108, 200:208], tensors["pixel_values_slice"])
+    assert sha256(tiles.transpose(0, 2, 3, 1)) == meta["tiles_uint8_sha256"]
+    assert len(tiles) == meta["num_tiles"]
+    close = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+    close(pixels[:, :, 100:108, 200:208], tensors["pixel_values_slice"])
+    rows, columns = [0, 0, 447, 447], [0, 447, 0, 447]
+    close(pixels[:, :, rows, columns], tensors["pixel_values_corners"])
+    close(pixels.double().mean((2, 3)).float(), tensors["pixel_values_tile_mean"])
+    close(pixels.double().std((2, 3)).float(), tensors["pixel_values_tile_std"])
+    # Every value: where this alone fails, another PyTorch divides otherwise in the last bit.
     assert sha256(pixels.numpy()) == meta["pixel_values_f32_sha256"]
 
 
@@ -65,18 +74,25 @@ def test_sam2_square_equals_the_reference(golden):
     assert sha256(square) == meta["g_uint8_sha256"]
 
 
-@pytest.mark.parametrize(
-    ("norm", "part", "digest"),
-    [
-        ("exact", "g_pixel_values_train_slice", "g_pixel_values_train_f32_sha256"),
-        ("released", "g_pixel_values_slice", "g_pixel_values_f32_sha256"),
-    ],
-)
-def test_sam2_normalisation_equals_the_reference(golden, norm, part, digest):
+@pytest.mark.parametrize("reference_numerics", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_sam2_input_equals_the_reference(golden, reference_numerics, training):
+    """Exact mean and deviation as in the reference's training, or rounded as at its inference."""
     image, meta, _, tensors = golden
-    pixels = images.normalise_grounding(images.grounding_square(image, 1024), norm)
+    processor = Sa2VAProcessor({"type": "byte_level"}, reference_numerics=reference_numerics)
+    pixels = processor.grounding_pixels(image, training=training)
+    rounded = reference_numerics and not training
+    part, digest = (
+        ("g_pixel_values_slice", "g_pixel_values_f32_sha256")
+        if rounded
+        else ("g_pixel_values_train_slice", "g_pixel_values_train_f32_sha256")
+    )
     assert torch.equal(pixels[:, 500:516, 300:316], tensors[part])
     assert sha256(pixels.numpy()) == meta[digest]
+    if rounded:
+        double = pixels.double().flatten(1)
+        assert double.mean(1).tolist() == pytest.approx(meta["g_pixel_values_channel_mean"])
+        assert double.std(1).tolist() == pytest.approx(meta["g_pixel_values_channel_std"])
 
 
 @settings(max_examples=200, deadline=None)
@@ -115,7 +131,7 @@ def test_tiles_put_together_are_the_resized_image(height, width, smallest, more,
 @pytest.mark.parametrize("size", [32, 128, 256, 512, 1024])
 def test_sam2_input_of_any_size_undoes_to_the_square(size):
     square = images.grounding_square(frame(37, 53), size)
-    pixels = images.normalise_grounding(square, "exact")
+    pixels = images.normalise_grounding(square)
     assert pixels.shape == (3, size, size) and pixels.dtype == torch.float32
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from projects.sa2va.datasets import FolderVesselDataset
 from projects.sa2va.errors import ConfigError, DataError
 from projects.sa2va.processing import Sa2VAProcessor
 
@@ -79,13 +80,34 @@ def test_tile_limits_and_sam2_size_are_independent():
     assert large.grounding_pixels(image).shape == (3, 1024, 1024)
 
 
-def test_released_normalisation_differs_a_little():
+def test_reference_numerics_round_at_inference_only():
     image = frame(50, 50)
-    released = Sa2VAProcessor(BYTE_LEVEL, image_size=64, grounding_norm="released")
+    reference = Sa2VAProcessor(BYTE_LEVEL, image_size=64, reference_numerics=True)
     exact = Sa2VAProcessor(BYTE_LEVEL, image_size=64)
-    gap = (released.grounding_pixels(image) - exact.grounding_pixels(image)).abs().max()
-    assert 1e-4 < gap < 2e-2
-    assert torch.equal(released.tiles(image), exact.tiles(image))
+    assert not exact.reference_numerics
+    plain = exact.grounding_pixels(image)
+    assert torch.equal(exact.grounding_pixels(image, training=True), plain)
+    assert torch.equal(reference.grounding_pixels(image, training=True), plain)
+    assert 1e-4 < (reference.grounding_pixels(image) - plain).abs().max() < 1e-2
+    assert torch.equal(reference.tiles(image), exact.tiles(image))
+
+
+def test_data_sets_say_which_images_are_for_training(tmp_path):
+    for name, pixels in (("images", frame(40, 40)), ("masks", np.ones((40, 40), np.uint8))):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "a.png")
+    processor = Sa2VAProcessor(BYTE_LEVEL, image_size=64, reference_numerics=True)
+    for test_mode in (False, True):
+        dataset = FolderVesselDataset(
+            "images",
+            "masks",
+            data_root=tmp_path,
+            processor=processor,
+            phrase="vein",
+            test_mode=test_mode,
+        )
+        expected = processor.grounding_pixels(dataset.image(0), training=not test_mode)
+        assert torch.equal(dataset[0]["grounding_pixels"], expected)
 
 
 def test_pickle_gives_an_equal_processor():
@@ -140,7 +162,7 @@ def test_an_image_without_tiles_is_refused():
         {"use_thumbnail": "no"},
         {"image_size": 1000},
         {"image_size": "1024"},
-        {"grounding_norm": "exakt"},
+        {"reference_numerics": "yes"},
         {"tokenizer": None},
         {"tokenizer": "some/model"},
     ],

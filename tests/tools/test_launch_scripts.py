@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 CONFIG = "projects/sa2va/configs/sa2va_demo.py"
 TOLD = ("DEEPSPEED", "NNODES", "NODE_RANK", "PORT", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES")
 TOLD += ("OMP_NUM_THREADS", "DS_ACCELERATOR", "PYTHON", "GPUS_PER_NODE", "SRUN_ARGS", "PYTHONPATH")
-TOLD += ("OMP_WAIT_POLICY", "DS_BUILD_OPS")
+TOLD += ("OMP_WAIT_POLICY", "DS_BUILD_OPS", "STOP_SECONDS")
 
 
 @pytest.fixture
@@ -68,6 +68,40 @@ def test_train(launch):
     assert (said["--nproc_per_node"], said["--nnodes"], said["--node_rank"]) == ("2", "1", "0")
     assert said["--master_addr"] == "127.0.0.1"
     assert set(done.stderr.split()) == {"OMP_NUM_THREADS=1", "DS_ACCELERATOR=cpu"}
+
+
+def test_signals_and_the_time_they_leave(launch):
+    said = options(launch("dist.sh", "train", CONFIG, "2"))
+    assert {"SIGTERM", "SIGUSR1"} <= set(said["--signals_to_handle"].split(","))
+    assert said["--shutdown_timeout"] == "600"
+    said = options(launch("dist.sh", "train", CONFIG, "2", STOP_SECONDS="90"))
+    assert said["--shutdown_timeout"] == "90"
+    done = launch("dist.sh", "train", CONFIG, "2", STOP_SECONDS="soon")
+    assert done.returncode == 2 and "STOP_SECONDS='soon'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "ends_with", "status"), [("TERM", 1, 143), ("USR1", 1, 143), ("TERM", 0, 0)]
+)
+def test_a_signal_to_dist_reaches_the_launcher(launch, tmp_path, name, ends_with, status):
+    python = tmp_path / "bin" / "waiting"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        f"trap 'echo got {name}; sleep 0.3; echo saved; exit {ends_with}' {name}\n"
+        f"kill -{name} $PPID\nfor _ in {{1..100}}; do sleep 0.1; done\n"
+    )
+    python.chmod(0o755)
+    done = launch("dist.sh", "train", CONFIG, "2", PYTHON=str(python))
+    assert done.returncode == status
+    assert done.stdout == f"got {name}\nsaved\n"  # dist.sh waited for it
+
+
+@pytest.mark.parametrize("status", [0, 1, 2])
+def test_the_launchers_status_is_dists(launch, tmp_path, status):
+    python = tmp_path / "bin" / "ending"
+    python.write_text(f"#!/usr/bin/env bash\nexit {status}\n")
+    python.chmod(0o755)
+    assert launch("dist.sh", "train", CONFIG, "2", PYTHON=str(python)).returncode == status
 
 
 def test_test_on_cards_of_several_machines(launch):

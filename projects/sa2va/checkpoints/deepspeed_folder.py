@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from projects.sa2va.errors import CheckpointError
+from projects.sa2va.weights.safe_torch import mmengine_objects
 
 
 def allow_deepspeed_classes() -> None:
@@ -38,7 +41,8 @@ def read_deepspeed_meta(path: Path) -> dict[str, Any]:
     allow_deepspeed_classes()
     first = sorted(path.glob("*model_states.pt"))[0]
     try:
-        states = torch.load(first, map_location="cpu", weights_only=True, mmap=True)
+        with mmengine_objects():
+            states = torch.load(first, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         # As of any damaged file: whatever the unpickler stumbles over.
         raise CheckpointError(
@@ -81,14 +85,15 @@ def read_deepspeed_folder(path: Path) -> dict[str, Any]:
     allow_deepspeed_classes()
     first = sorted(path.glob("*model_states.pt"))[0]
     try:
-        states = torch.load(first, map_location="cpu", weights_only=True)
-        state_dict = get_fp32_state_dict_from_zero_checkpoint(
-            str(path.parent), tag=path.name, exclude_frozen_parameters=True
-        )
+        with mmengine_objects():
+            states = torch.load(first, map_location="cpu", weights_only=True)
+            state_dict = get_fp32_state_dict_from_zero_checkpoint(
+                str(path.parent), tag=path.name, exclude_frozen_parameters=True
+            )
     except Exception as error:
         # DeepSpeed raises anything from AssertionError to KeyError for a shard that is not there.
         raise CheckpointError(
-            found=f"{path} cannot be consolidated: {type(error).__name__}: {error}",
+            found=f"{path} cannot be consolidated: {_reason(error)}",
             expected="a whole DeepSpeed checkpoint folder: *model_states.pt and one "
             "*optim_states.pt for each process of the training run",
             fix="copy the whole folder, or use an earlier checkpoint",
@@ -97,3 +102,11 @@ def read_deepspeed_folder(path: Path) -> dict[str, Any]:
     buffers = set(states.get("buffer_names", []))
     trained = {name: value for name, value in state_dict.items() if name not in buffers}
     return {"state_dict": trained, "meta": states.get("meta", {})}
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without torch's advice to load a file that it refuses unsafely."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return f"{type(error).__name__}: {error}"
+    code = re.search(r"GLOBAL (\S+)", str(error))
+    return f"a shard would have to run {code[1]}" if code else "a shard is damaged"

@@ -2,8 +2,9 @@
 
 A checkpoint is one file (or, under DeepSpeed, one folder) with ``state_dict`` (what was trained,
 under the model's own names), ``meta`` (provenance; see ``provenance.py``) and, for resuming,
-``optimizer``, ``param_schedulers`` and ``message_hub``. It holds tensors and plain Python types
-only, so that it loads with ``weights_only=True``.
+``optimizer``, ``param_schedulers`` and ``message_hub``. ``changed_frozen`` is there where a
+checkpoint of the reference replaced frozen weights of the base (whole embedding tables). It holds
+tensors and plain Python types only, so that it loads with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -11,52 +12,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.registry import MODELS
+from torch import Tensor
 
 from projects.sa2va.errors import CheckpointError, listing, suggest
-from projects.sa2va.models import Sa2VAModel
+from projects.sa2va.models import Sa2VAModel, fingerprint
+from projects.sa2va.models.parameters import frozen_tensors
+from projects.sa2va.models.pretrained import PROJECTOR_FOLDER
+from projects.sa2va.models.trained import change_frozen
+from projects.sa2va.weights import LoadReport, PartRow, TensorFiles, safe_torch_load
+from projects.sa2va.weights.layouts import LAYOUTS, Layout, recognise
+from projects.sa2va.weights.report import tensor_rows
+from projects.sa2va.weights.tables import OUR_TRAINING
+from projects.sa2va.weights.tensor_files import is_safetensors
 
 from .deepspeed_folder import is_deepspeed_folder, read_deepspeed_folder
+from .foreign import load_foreign, read_adapter
 from .stored_config import read_stored_config
 
 FORMAT = "sa2va-vessel/1"
-
-
-@dataclass
-class LoadReport:
-    """What was loaded from where.
-
-    Attributes:
-        source: file or folder.
-        format: kind of checkpoint.
-        sha256: hash of the file (of the sorted files of a folder).
-        iteration: training iteration it was written at.
-        tensors: number of tensors loaded, by part.
-    """
-
-    source: str
-    format: str
-    sha256: str
-    iteration: int
-    tensors: dict[str, int]
-
-    def text(self) -> str:
-        """One screen for the log."""
-        parts = "\n".join(f"  {part:<22} {n:>5} tensors" for part, n in self.tensors.items())
-        return (
-            f"Loaded {self.source} ({self.format}, iteration {self.iteration}, sha256 "
-            f"{self.sha256[:16]}); nothing missing, nothing left over:\n{parts}"
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for metrics.json."""
-        return asdict(self)
 
 
 def write_atomically(payload: dict[str, Any], path: str | os.PathLike) -> None:
@@ -79,6 +57,7 @@ def write_atomically(payload: dict[str, Any], path: str | os.PathLike) -> None:
         if unsafe:
             raise TypeError(f"a checkpoint must load with weights_only=True, but holds {unsafe}")
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             found=f"{path} cannot be written: {error}",
@@ -89,6 +68,15 @@ def write_atomically(payload: dict[str, Any], path: str | os.PathLike) -> None:
         # Also after Ctrl-C and after a payload that cannot be saved: half a checkpoint is no use.
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in ``folder`` durable: a rename is not, until its folder is synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -106,7 +94,11 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads a checkpoint of ours, file or DeepSpeed folder, onto the CPU.
+    """Reads a training checkpoint onto the CPU: of ours or of the reference, file or folder.
+
+    Returns:
+        ``state_dict`` and ``meta``, and ``layout``: name of the layout (``weights/layouts.py``)
+        of the state dict: ``trainable`` (ours), ``reference-training`` or ``adapter``.
 
     Raises:
         CheckpointError: no such file; not a checkpoint; a checkpoint of something else.
@@ -120,43 +112,64 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             fix="give the right --checkpoint; training writes them into its --work-dir, and "
             "last_checkpoint there names the newest",
         )
-    if path.is_dir():
-        if not is_deepspeed_folder(path):
-            raise _not_a_checkpoint(path, "a folder without DeepSpeed's *model_states.pt files")
+    if is_deepspeed_folder(path):
         checkpoint = read_deepspeed_folder(path)
+    elif path.is_dir() or is_safetensors(path):
+        return _read_folder(path)
     else:
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            # Damaged files end in whatever the unpickler stumbles over: IndexError, struct.error,
-            # UnicodeDecodeError, OSError (a zip cut short), AssertionError, ...
-            raise _not_a_checkpoint(path, _reason(error)) from error
+        checkpoint = safe_torch_load(path)
     if not isinstance(checkpoint, dict):
         raise _not_a_checkpoint(path, f"it holds a {type(checkpoint).__name__}")
-    if not isinstance(checkpoint.get("state_dict"), dict) or not isinstance(
-        checkpoint.get("meta"), dict
-    ):
+    state = checkpoint.get("state_dict", checkpoint.get("model"))
+    if not isinstance(state, dict) or not isinstance(checkpoint.get("meta", {}), dict):
         raise _not_a_checkpoint(
             path, f"it holds {listing(checkpoint, 5)}, and not state_dict and meta"
         )
+    other = [str(name) for name, value in state.items() if not torch.is_tensor(value)]
+    if other:
+        raise _not_a_checkpoint(path, f"no tensors among its weights: {listing(other, 5)}")
+    checkpoint.setdefault("meta", {})
     found = checkpoint["meta"].get("format")
-    if found != FORMAT:
-        raise CheckpointError(
-            found=f"{path} is a checkpoint of another program or version (meta.format={found!r})",
-            expected=f"meta.format={FORMAT!r}, as tools/train.py writes",
-            fix="give a checkpoint that tools/train.py wrote",
-        )
-    return checkpoint
+    if found == FORMAT:
+        return {**checkpoint, "layout": "trainable"}
+    try:
+        layout = recognise([str(name) for name in state], path)
+    except CheckpointError:
+        layout = None
+    if layout is not None and layout.name == "reference-training":
+        return {**checkpoint, "state_dict": state, "layout": layout.name}
+    if layout is not None and layout.name != "trainable":
+        raise _base_weights(path, layout)
+    raise CheckpointError(
+        found=f"{path} is a checkpoint of another program or version (meta.format={found!r})",
+        expected=f"meta.format={FORMAT!r}, as tools/train.py writes, or the names of the "
+        "reference's training checkpoints",
+        fix="give a checkpoint that tools/train.py wrote, or that the reference's training wrote",
+    )
 
 
-def _reason(error: Exception) -> str:
-    """What torch found, in one line, without its advice to load unsafely."""
-    code = re.search(r"GLOBAL (\S+)", str(error))
-    if code:
-        return f"it would have to run {code[1]}"
-    if isinstance(error, PermissionError):
-        return str(error)
-    return f"it is damaged, cut short or no file of torch ({type(error).__name__})"
+def _read_folder(path: Path) -> dict[str, Any]:
+    """An adapter folder; any other folder of weights is an error that says what it is."""
+    if path.is_dir() and (any(path.glob("*_states.pt")) or not any(path.iterdir())):
+        raise _not_a_checkpoint(path, "a folder without DeepSpeed's *model_states.pt files")
+    files = TensorFiles(path)
+    layout = recognise(files.keys(), path)
+    if layout.name != "adapter":
+        raise _base_weights(path, layout)
+    return read_adapter(path)
+
+
+def _base_weights(path: Path, layout: Layout) -> CheckpointError:
+    if layout.name == "sa2va" or (path / PROJECTOR_FOLDER).is_dir():
+        key = "model.pretrained (and model.mllm.pretrained=None, model.grounding.pretrained=None)"
+    else:
+        part = "mllm" if layout.name.startswith("internvl") else "grounding"
+        key = f"model.{part}.pretrained"
+    return CheckpointError(
+        found=f"{path} holds base weights: {layout.what}",
+        expected="a training checkpoint, which goes on top of base weights",
+        fix=f"name it in {key}; tools/test.py without --checkpoint scores the model as it is built",
+    )
 
 
 def _not_a_checkpoint(path: Path, reason: str) -> CheckpointError:
@@ -172,12 +185,63 @@ def load_trained(
 ) -> LoadReport:
     """Puts the trained weights of ``checkpoint`` into ``model``, strictly.
 
+    Args:
+        model: built over the base weights of that training.
+        checkpoint: what :func:`read_checkpoint` gave.
+        path: where it came from.
+
+    Returns:
+        The report of all parts: base weights, and what the checkpoint replaced.
+
     Raises:
         CheckpointError: another architecture, other trained parts, or other frozen base weights
             or added tokens than the checkpoint was trained with.
     """
-    meta = checkpoint["meta"]
-    counts = model.load_trained_state_dict(checkpoint["state_dict"], str(path))
+    report = model.load_report()
+    report.source, report.iteration = str(path), checkpoint["meta"].get("iter")
+    if checkpoint["layout"] == "trainable":
+        report.format = "DeepSpeed folder" if Path(path).is_dir() else "checkpoint file"
+        report.rows += _load_ours(model, checkpoint, path)
+    else:
+        rows, report.notes = load_foreign(model, checkpoint, path)
+        report.format = next(x.what for x in LAYOUTS if x.name == checkpoint["layout"])
+        report.rows += rows
+    if model.changed_frozen:
+        model.base_fingerprint = fingerprint(frozen_tensors(model))
+        report.notes.append(
+            f"{len(model.changed_frozen)} frozen tensors replaced by the checkpoint's: "
+            + listing(model.changed_frozen, 5)
+        )
+    # After frozen weights were replaced: the fingerprint in a checkpoint is of what it was with.
+    if checkpoint["layout"] == "trainable" or "base_fingerprint" in checkpoint["meta"]:
+        _check_base(model, checkpoint["meta"], path)
+    report.sha256 = sha256_of(path)
+    return report
+
+
+def _load_ours(
+    model: Sa2VAModel, checkpoint: dict[str, Any], path: str | os.PathLike
+) -> list[PartRow]:
+    meta, state = checkpoint["meta"], checkpoint["state_dict"]
+    changed = checkpoint.get("changed_frozen", {})
+    model.load_trained_state_dict(state, str(path))
+    if changed:
+        now = change_frozen(model, changed, str(path))
+        model.changed_frozen = sorted({*model.changed_frozen, *now})
+    tokens = added_tokens(model)
+    if meta["added_tokens"] != tokens:
+        raise CheckpointError(
+            found=f"{path} was trained with added tokens {meta['added_tokens']}, the model "
+            f"has {tokens}",
+            expected="the tokenizer of training: the same names with the same ids",
+            fix="set processor.tokenizer and processor.added_tokens as in training",
+        )
+    renamed = OUR_TRAINING.to_ours([*state, *changed]).by_target()
+    tensors = {name: {**state, **changed}[p.sources[0]] for name, p in renamed.items()}
+    return tensor_rows(tensors, str(path))
+
+
+def _check_base(model: Sa2VAModel, meta: dict[str, Any], path: str | os.PathLike) -> None:
     other = [
         part
         for part, value in meta["base_fingerprint"].items()
@@ -190,21 +254,12 @@ def load_trained(
             fix="set model.mllm.pretrained and model.grounding.pretrained (or the seeds of random "
             "weights) as in training; meta.cfg of the checkpoint holds that config",
         )
-    tokens = added_tokens(model)
-    if meta["added_tokens"] != tokens:
-        raise CheckpointError(
-            found=f"{path} was trained with added tokens {meta['added_tokens']}, the model "
-            f"has {tokens}",
-            expected="the tokenizer of training: the same names with the same ids",
-            fix="set processor.tokenizer and processor.added_tokens as in training",
-        )
-    return LoadReport(
-        source=str(path),
-        format="DeepSpeed folder" if Path(path).is_dir() else "checkpoint file",
-        sha256=sha256_of(path),
-        iteration=int(meta["iter"]),
-        tensors=counts,
-    )
+
+
+def changed_frozen_state(model: Sa2VAModel) -> dict[str, Tensor]:
+    """Frozen weights that are not the base's any more, on the CPU, for a checkpoint."""
+    own = model.state_dict(keep_vars=True)
+    return {name: own[name].detach().cpu().clone() for name in model.changed_frozen}
 
 
 def added_tokens(model: Sa2VAModel) -> dict[str, int]:
@@ -224,6 +279,12 @@ def check_resumable(checkpoint: dict[str, Any], path: str | os.PathLike, world_s
     """
     missing = [key for key in ("optimizer", "message_hub") if key not in checkpoint]
     start_anew = f"to begin a new run from these weights: --cfg-options load_from={path}"
+    if checkpoint["layout"] != "trainable":
+        raise CheckpointError(
+            found=f"{path} was written by another program (layout: {checkpoint['layout']})",
+            expected="a checkpoint of tools/train.py: an optimiser's state fits no other model",
+            fix=start_anew,
+        )
     if missing:
         raise CheckpointError(
             found=f"{path} holds no {' and no '.join(missing)}",

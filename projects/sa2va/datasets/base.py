@@ -217,7 +217,7 @@ class VesselDataset(Dataset, ABC):
             "labels": labels,
             "pad_id": self.processor.pad_token_id,
             "pixel_values": tiles,
-            "grounding_pixels": self.processor.grounding_pixels(image),
+            "grounding_pixels": self.processor.grounding_pixels(image, training=True),
             "masks": torch.from_numpy(masks),
             "meta": self._meta(index, phrases, image),
         }

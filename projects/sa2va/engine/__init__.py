@@ -1,17 +1,25 @@
-"""Runners, loops, optimiser groups, and DeepSpeed (``zero.py``)."""
+"""Runners, loops, hooks, optimiser groups, and DeepSpeed (``zero.py``)."""
 
+from .bare import bare_model
+from .checkpoint_hook import Sa2VACheckpointHook
 from .loops import Sa2VATestLoop, Sa2VATrainLoop, Sa2VAValLoop
+from .memory import MemoryHook, Sa2VALogProcessor
 from .optim import PartwiseConstructor
-from .runner import Sa2VARunner, bare_model
+from .runner import Sa2VARunner
+from .stopping import StopOnSignal
 from .zero import Sa2VADeepSpeedStrategy, Sa2VAFlexibleRunner
 
 __all__ = [
+    "MemoryHook",
     "PartwiseConstructor",
+    "Sa2VACheckpointHook",
     "Sa2VADeepSpeedStrategy",
     "Sa2VAFlexibleRunner",
+    "Sa2VALogProcessor",
     "Sa2VARunner",
     "Sa2VATestLoop",
     "Sa2VATrainLoop",
     "Sa2VAValLoop",
+    "StopOnSignal",
     "bare_model",
 ]

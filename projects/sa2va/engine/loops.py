@@ -20,7 +20,8 @@ from projects.sa2va.evaluation import VesselMetric
 from projects.sa2va.evaluation.writer import write_atomic
 from projects.sa2va.models import is_sharded
 
-from .runner import bare_model
+from .bare import bare_model
+from .stopping import VALIDATION_DUE, StopOnSignal, ValidationStopped
 
 
 @LOOPS.register_module()
@@ -38,20 +39,33 @@ class Sa2VATrainLoop(IterBasedTrainLoop):
         self.runner.call_hook("before_train_epoch")
         self.dataloader.sampler.skip(self._iter * self.dataloader.batch_size)
         self.dataloader_iterator = _InfiniteDataloaderIterator(self.dataloader)
+        hub = self.runner.message_hub
+        if hub.runtime_info.get(VALIDATION_DUE) == self._iter:
+            hub.pop_info(VALIDATION_DUE)
+            self._decide_current_val_interval()
+            self._validate()
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
             self.run_iter(next(self.dataloader_iterator))
             self._decide_current_val_interval()
-            if self._time_to_validate():
-                self.runner.val_loop.run()
+            if not self.stop_training and self.time_to_validate(self._iter):
+                self._validate()
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
 
-    def _time_to_validate(self) -> bool:
-        if self.runner.val_loop is None or self._iter < self.val_begin:
+    def time_to_validate(self, done: int) -> bool:
+        """Whether a validation follows the iteration ``done`` (counted from 1)."""
+        if self.runner.val_loop is None or done < self.val_begin:
             return False
-        return self._iter % self.val_interval == 0 or self._iter == self._max_iters
+        return done % self.val_interval == 0 or done == self._max_iters
+
+    def _validate(self) -> None:
+        try:
+            self.runner.val_loop.run()
+        except ValidationStopped:
+            for hook in _stop_hooks(self.runner):
+                hook.stop(self.runner, self._iter)
 
     def run_iter(self, data_batch: dict[str, Any]) -> None:
         """Runs one iteration.
@@ -68,8 +82,9 @@ class _PredictLoop:
     """Shared by validation and test."""
 
     def _predict(self, step: Any, stage: str) -> None:
-        done = 0
+        rounds = self._rounds()
         for index, batch in enumerate(self.dataloader):
+            self._before_round()
             self.runner.call_hook(f"before_{stage}_iter", batch_idx=index, data_batch=batch)
             with torch.no_grad():
                 outputs = step({"inputs": batch["inputs"]})
@@ -78,20 +93,30 @@ class _PredictLoop:
             self.runner.call_hook(
                 f"after_{stage}_iter", batch_idx=index, data_batch=batch, outputs=outputs
             )
-            done = index + 1
-        self._keep_in_step(step, done)
+        for _ in range(rounds - len(self.dataloader)):
+            self._before_round()
+            self._keep_in_step(step)
 
-    def _keep_in_step(self, step: Any, done: int) -> None:
+    def _before_round(self) -> None:
+        """Called before each batch, as often in every process."""
+
+    def _rounds(self) -> int:
+        """Most batches of any process; asked before the first of them.
+
+        Under ZeRO-3 a process that asked afterwards would meet another's forward pass.
+        """
+        most = torch.tensor(len(self.dataloader))
+        if get_world_size() > 1:
+            all_reduce(most, "max")
+        return int(most)
+
+    def _keep_in_step(self, step: Any) -> None:
         """Under ZeRO-3 every forward pass gathers weights from all processes.
 
         A process with fewer frames would leave the others waiting, so it repeats its data set's
         first frame, whose prediction is dropped.
         """
-        if get_world_size() == 1 or not is_sharded(bare_model(self.runner.model)):
-            return
-        most = torch.tensor(done)
-        all_reduce(most, "max")
-        for _ in range(int(most) - done):
+        if is_sharded(bare_model(self.runner.model)):
             batch = self.dataloader.collate_fn([self.dataloader.dataset[0]])
             with torch.no_grad():
                 step({"inputs": batch["inputs"]})
@@ -112,6 +137,14 @@ class Sa2VAValLoop(_PredictLoop, ValLoop):
         self.runner.call_hook("after_val")
         return metrics
 
+    def _before_round(self) -> None:
+        for hook in _stop_hooks(self.runner):
+            hook.check_validation()
+
+
+def _stop_hooks(runner: Any) -> list[StopOnSignal]:
+    return [hook for hook in runner.hooks if isinstance(hook, StopOnSignal)]
+
 
 @LOOPS.register_module()
 class Sa2VATestLoop(_PredictLoop, TestLoop):
@@ -119,25 +152,37 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
 
     Args:
         out_dir: folder of the results; default ``work_dir/<timestamp>``.
+        merge_lora: put LoRA and token rows into the weights first: less memory and time, and
+            sums that are rounded to the dtype of the weights.
     """
 
     def __init__(
-        self, runner: Any, dataloader: Any, evaluator: Any, out_dir: str | None = None
+        self,
+        runner: Any,
+        dataloader: Any,
+        evaluator: Any,
+        out_dir: str | None = None,
+        merge_lora: bool = False,
     ) -> None:
         super().__init__(runner, dataloader, evaluator)
         self.out_dir = out_dir or runner.log_dir
+        self.merge_lora = merge_lora
 
     def run(self) -> dict[str, float]:
         """Predicts, scores and writes the test frames."""
         model = bare_model(self.runner.model)
         report = self.runner.load_report
+        if self.merge_lora:
+            model.mllm.merge_lora()
+            report.notes.append("LoRA and token rows merged into the weights before the test")
         for metric in self.evaluator.metrics:
             if isinstance(metric, VesselMetric):
                 metric.out_dir = self.out_dir
                 metric.set_provenance(
                     {
                         "answer_mode": model.answer_mode,
-                        "checkpoint": report.as_dict() if report else None,
+                        "checkpoint": report.checkpoint(),
+                        "weights": report.as_dict(),
                         "config": self.runner.cfg.filename,
                         "split": split_hash(self.dataloader.dataset),
                     }

@@ -11,9 +11,11 @@ from mmengine.dist import master_only
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
+from torch.utils.data import DataLoader
 
 from projects.sa2va.checkpoints import (
     LoadReport,
+    changed_frozen_state,
     check_resumable,
     load_trained,
     pack_message_hub,
@@ -22,20 +24,38 @@ from projects.sa2va.checkpoints import (
     unpack_message_hub,
     write_atomically,
 )
-from projects.sa2va.models import Sa2VAModel, parameter_table
+from projects.sa2va.models import parameter_table
 
-
-def bare_model(model: Any) -> Sa2VAModel:
-    """The Sa2VAModel inside mmengine's, torch's or DeepSpeed's wrapper."""
-    while not isinstance(model, Sa2VAModel):
-        model = model.module
-    return model
+from .bare import bare_model
+from .memory import limit_memory
+from .out_of_memory import explain_out_of_memory
+from .stopping import keep_workers
 
 
 class CheckpointsOfOurs:
     """What this runner and the one for DeepSpeed (zero.py) share."""
 
     load_report: LoadReport | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with explain_out_of_memory(self):
+            super().__init__(*args, **kwargs)
+
+    def build_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Its workers outlive a signal that asks the run to stop: they start right after this."""
+        loader = super().build_dataloader(*args, **kwargs)
+        keep_workers(loader)
+        return loader
+
+    def train(self) -> Any:
+        """Trains; memory that runs out is explained."""
+        with explain_out_of_memory(self):
+            return super().train()
+
+    def test(self) -> Any:
+        """Tests; memory that runs out is explained."""
+        with explain_out_of_memory(self):
+            return super().test()
 
     def checkpoint_meta(self, meta: dict[str, Any] | None, by_epoch: bool) -> dict[str, Any]:
         """Provenance and position of a checkpoint, plain types only."""
@@ -55,8 +75,11 @@ class CheckpointsOfOurs:
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         # before_run is the first moment at which the model is wrapped, loaded and on its device.
         if fn_name == "before_run":
-            table = parameter_table(bare_model(self.model))
-            self.logger.info(f"Parameters by part\n{table}")
+            model = bare_model(self.model)
+            if self.load_report is None:
+                self.load_report = model.load_report()
+                self.logger.info(f"Weights by part\n{self.load_report.text()}")
+            self.logger.info(f"Parameters by part\n{parameter_table(model)}")
         super().call_hook(fn_name, **kwargs)
 
     def get_hooks_info(self) -> str:
@@ -67,6 +90,11 @@ class CheckpointsOfOurs:
 @RUNNERS.register_module()
 class Sa2VARunner(CheckpointsOfOurs, Runner):
     """mmengine's Runner for one process, or several with DDP."""
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """Also caps the memory, when the process has its card and no model yet."""
+        super().setup_env(env_cfg)
+        limit_memory(self.cfg.get("memory_budget_gib"))
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads trained weights strictly; see :func:`checkpoints.load_trained`."""
@@ -114,10 +142,13 @@ class Sa2VARunner(CheckpointsOfOurs, Runner):
         backend_args: dict | None = None,
     ) -> None:
         """Writes what was trained, its training state and provenance, atomically."""
+        model = bare_model(self.model)
         checkpoint: dict[str, Any] = {
             "meta": self.checkpoint_meta(meta, by_epoch),
-            "state_dict": bare_model(self.model).trained_state_dict(),
+            "state_dict": model.trained_state_dict(),
         }
+        if model.changed_frozen:
+            checkpoint["changed_frozen"] = changed_frozen_state(model)
         if save_optimizer:
             checkpoint["message_hub"] = pack_message_hub(self.message_hub)
             checkpoint["optimizer"] = apply_to(

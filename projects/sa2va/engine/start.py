@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +24,7 @@ from projects.sa2va.datasets.integrity import check_dataset, check_splits, split
 from projects.sa2va.errors import ConfigError, SetupError, listing, suggest
 from projects.sa2va.evaluation.writer import write_atomic
 
+from .folders import put_back, remove_half_written
 from .resume import check_same_data, check_same_experiment, set_resume
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,6 +63,7 @@ def prepare_training(
     if deepspeed is not None:
         _use_deepspeed(cfg, deepspeed, distributed)
     cfg.resume = False  # a dumped config of a resumed run says True
+    put_back(Path(cfg.work_dir))
     meta = set_resume(cfg, resume, seed) if resume is not None else None
     if meta is None and cfg.get("load_from"):
         read_checkpoint(cfg.load_from)
@@ -77,15 +78,8 @@ def prepare_training(
             check_same_data(splits["train"]["hash"], meta, cfg.load_from)
         text = json.dumps(splits, indent=1).encode()
         write_atomic(Path(cfg.work_dir) / DATA_SPLITS_FILE, lambda file: file.write(text))
-        _remove_half_written(Path(cfg.work_dir))
+        remove_half_written(Path(cfg.work_dir))
     return cfg
-
-
-def _remove_half_written(work_dir: Path) -> None:
-    """Removes what a killed run left of a checkpoint that it was writing."""
-    for path in work_dir.glob(".*.pth.*tmp"):
-        print_log(f"Removing {path}, a checkpoint that was never finished", logger="current")
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def prepare_test(
@@ -206,6 +200,15 @@ def _use_deepspeed(cfg: Config, deepspeed: str, distributed: bool) -> None:
             expected="JSON: an object whose bf16 is an object",
             fix="start from one of configs/deepspeed",
         ) from error
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage == 3 and cfg.model.get("mllm", {}).get("quantization"):
+        raise ConfigError(
+            found=f"{path.stem} (ZeRO-3) and model.mllm.quantization="
+            f"{cfg.model.mllm.quantization!r}",
+            expected="weights in their own precision: ZeRO-3 cannot shard 4-bit ones",
+            fix="set model.mllm.quantization=None, or train without ZeRO-3: 4-bit weights fit one "
+            "card",
+        )
     if bf16 == "auto":
         settings["bf16"]["enabled"] = cfg.model.get("autocast") == "bfloat16"
     wrapper = cfg.optim_wrapper
@@ -244,8 +247,8 @@ def _is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
 
 
-def finish() -> None:
-    """Ends a process of a distributed run in order.
+def finish(status: int = 0) -> None:
+    """Ends a process of a distributed run in order, and any process whose ``status`` is not 0.
 
     torch 2.13's gloo threads, and DeepSpeed's, are now and then still running when the interpreter
     tears down, which aborts a run that did all its work ("terminate called without an active
@@ -256,4 +259,6 @@ def finish() -> None:
         torch.distributed.destroy_process_group()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(status)
+    if status:
+        raise SystemExit(status)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,11 @@ from projects.sa2va.checkpoints import (
     unpack_message_hub,
     write_atomically,
 )
+from projects.sa2va.errors import CheckpointError, listing
+from projects.sa2va.models import Sa2VAModel
 
+from .folders import remove_on_first, replace_folder, sync_tree
+from .memory import limit_memory
 from .runner import CheckpointsOfOurs
 
 
@@ -71,6 +74,7 @@ class Sa2VADeepSpeedStrategy(DeepSpeedStrategy):
         if self.load_trained_from is not None:
             checkpoint = read_checkpoint(self.load_trained_from)
             self.load_report = load_trained(built, checkpoint, self.load_trained_from)
+            _refuse_changed_frozen(built, self.load_trained_from)
         self.hf_deepspeed_config = HfDeepSpeedConfig(self.config)
         return built
 
@@ -93,29 +97,38 @@ class Sa2VADeepSpeedStrategy(DeepSpeedStrategy):
         extra_ckpt: dict | None = None,
         callback: Any = None,
     ) -> None:
-        """Writes shards to a temporary folder and renames it; all processes take part."""
+        """Writes shards to a temporary folder and renames it; all processes take part.
+
+        Raises:
+            CheckpointError: it cannot be written; an older folder of that name is untouched.
+        """
         path = Path(filename)
         if not save_optimizer:
             self._save_weights(path, extra_ckpt or {})
             return
         temporary = path.with_name(f".{path.name}.tmp")
-        if is_main_process() and temporary.exists():
-            shutil.rmtree(temporary)
+        remove_on_first(temporary)
         barrier()
-        super().save_checkpoint(
-            filename=str(temporary),
-            save_optimizer=True,
-            save_param_scheduler=save_param_scheduler,
-            extra_ckpt=extra_ckpt,
-        )
-        barrier()
-        if is_main_process():
-            aside = path.with_name(f".{path.name}.old.tmp")
-            if path.exists():
-                os.replace(path, aside)
-            os.replace(temporary, path)
-            if aside.exists():
-                shutil.rmtree(aside)
+        try:
+            super().save_checkpoint(
+                filename=str(temporary),
+                save_optimizer=True,
+                save_param_scheduler=save_param_scheduler,
+                extra_ckpt=extra_ckpt,
+            )
+            sync_tree(temporary)  # each process at least what it wrote itself
+            barrier()
+            if is_main_process():
+                replace_folder(temporary, path)
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)  # half of it fills the disk
+            raise CheckpointError(
+                found=f"{path} cannot be written: {error}",
+                expected="a folder with room for the checkpoint; earlier checkpoints are untouched",
+                fix="free some space or choose another --work-dir, then go on with --resume",
+            ) from error
         barrier()
 
     def _save_weights(self, path: Path, extra: dict[str, Any]) -> None:
@@ -134,9 +147,24 @@ class Sa2VADeepSpeedStrategy(DeepSpeedStrategy):
         barrier()
 
 
+def _refuse_changed_frozen(model: Sa2VAModel, source: str) -> None:
+    if model.changed_frozen:
+        raise CheckpointError(
+            found=f"{source} replaces {len(model.changed_frozen)} frozen tensors of the base: "
+            + listing(model.changed_frozen, 3),
+            expected="trained parts only: DeepSpeed's checkpoints cannot hold frozen weights",
+            fix="make them a base first: tools/convert.py IN OUT --to native --lora keep, then "
+            "model.pretrained=OUT load_from=OUT/adapter",
+        )
+
+
 @RUNNERS.register_module()
 class Sa2VAFlexibleRunner(CheckpointsOfOurs, FlexibleRunner):
     """mmengine's FlexibleRunner, for DeepSpeed; the strategy reads and writes the shards."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        limit_memory(self.cfg.get("memory_budget_gib"))  # the model is built in train()
 
     @property
     def seed(self) -> int | None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 THRESHOLD_RULE = "probability >= threshold"
 EXACT_COPY_LIMIT = 0.05
 """Above this share of rows predicted to the pixel, the truth has probably leaked."""
-PROVENANCE = ("answer_mode", "checkpoint", "config", "split")
+PROVENANCE = ("answer_mode", "checkpoint", "weights", "config", "split")
 """Keys of metrics.json that the test tool hands in; null, with a warning, where it did not."""
 
 

@@ -1,18 +1,24 @@
-"""Building a transformers model from pretrained weights or, reproducibly, from a config."""
+"""Building a transformers model from published weights or, reproducibly, from a config."""
 
 from __future__ import annotations
 
-import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from projects.sa2va import hub
-from projects.sa2va.errors import ConfigError, SetupError, listing, suggest
+from projects.sa2va.errors import ConfigError, SetupError, suggest
+from projects.sa2va.weights.base import load_part
+from projects.sa2va.weights.layouts import Source, open_source
+from projects.sa2va.weights.parts import by_part
+from projects.sa2va.weights.report import PartRow, dtype_names
+from projects.sa2va.weights.tensor_files import has_tensors
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FILES = ("*.json", "*.safetensors")
@@ -34,26 +40,53 @@ def first_parameter(module: nn.Module) -> torch.Tensor:
     return next(module.parameters())
 
 
+@dataclass(frozen=True)
+class PartKind:
+    """What one of the two base models is, for :func:`build_weights`.
+
+    Attributes:
+        key: its config key, for messages.
+        prefix: beginning of its weights' names (see ``weights/tables.py``).
+        model_class: transformers model class.
+        config_class: its config class.
+        layouts: names of the layouts (``weights/layouts.py``) that hold it.
+        read_config: makes keyword arguments of ``config_class`` of recognised weights; gets
+            the user's ``config`` too, for weights that come without one.
+    """
+
+    key: str
+    prefix: str
+    model_class: Any
+    config_class: Any
+    layouts: tuple[str, ...]
+    read_config: Callable[[Source, dict | None], dict[str, Any]]
+
+
+@dataclass
+class Built:
+    """A base model, where its weights come from, and tensors it has no place for."""
+
+    model: nn.Module
+    rows: list[PartRow]
+    rest: dict[str, Tensor] = field(default_factory=dict)
+
+
 def build_weights(
-    model_class: Any,
-    config_class: Any,
+    kind: PartKind,
     *,
-    key: str,
     pretrained: str | None,
     config: dict | None,
     dtype: torch.dtype,
     attn_implementation: str,
     seed: int,
     device: str,
-) -> nn.Module:
+) -> Built:
     """Loads ``pretrained``, or draws random weights for ``config`` from ``seed``.
 
     Args:
-        model_class: transformers model class.
-        config_class: its config class.
-        key: config key of the part, for messages.
-        pretrained: hub id or local folder in transformers' layout.
-        config: keyword arguments of ``config_class``.
+        kind: which of the base models.
+        pretrained: hub id, local folder or file, in any layout of ``kind.layouts``.
+        config: keyword arguments of the config class.
         dtype: dtype of all weights.
         attn_implementation: attention backend of transformers.
         seed: seed of the random weights; the global generator is left as it was.
@@ -61,117 +94,108 @@ def build_weights(
 
     Raises:
         ConfigError: neither or both sources given, or a config that the class refuses.
-        SetupError: ``pretrained`` cannot be loaded, or holds other weights than the class needs.
+        SetupError: ``pretrained`` is nowhere, or is another model.
+        CheckpointError: its weights are damaged or not exactly those of the model.
     """
-    if (pretrained is None) == (config is None):
-        raise ConfigError(
-            found=f"{key}.pretrained={pretrained!r} and {key}.config "
-            + ("unset" if config is None else "set"),
-            expected="exactly one: pretrained=<hub id or folder>, or config=dict(...) for random "
-            "weights",
-            fix=f"set {key}.pretrained, or {key}.config (with _delete_=True to replace a base's)",
-        )
+    # Only SAM2 is published without a config; any other is refused before it is fetched.
+    if pretrained is not None and config is not None and "sam2-meta" not in kind.layouts:
+        raise _one_source(kind.key, pretrained, config)
     if pretrained is not None:
-        return _load(model_class, config_class, key, pretrained, dtype, attn_implementation)
-    try:
-        built = config_class(**config)
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise ConfigError(
-            found=f"{key}.config is refused by {config_class.__name__}: {error}",
-            expected=f"keyword arguments of transformers.{config_class.__name__}",
-            fix=f"correct {key}.config",
-        ) from error
+        return _load(kind, pretrained, config, dtype, attn_implementation)
+    if config is None:
+        raise _one_source(kind.key, pretrained, config)
+    built = make_config(kind, config, f"{kind.key}.config")
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
-        model = model_class._from_config(
+        model = kind.model_class._from_config(
             built, dtype=dtype, attn_implementation=attn_implementation
         )
-    return model
+    return Built(model, random_rows(kind.prefix, model, seed))
+
+
+def make_config(kind: PartKind, arguments: dict[str, Any], source: str) -> Any:
+    """The transformers config for ``arguments``.
+
+    Raises:
+        ConfigError: the class refuses them.
+    """
+    try:
+        return kind.config_class(**arguments)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ConfigError(
+            found=f"{source} is refused by {kind.config_class.__name__}: {error}",
+            expected=f"keyword arguments of transformers.{kind.config_class.__name__}",
+            fix=f"correct {source}",
+        ) from error
+
+
+def random_rows(prefix: str, module: nn.Module, seed: int) -> list[PartRow]:
+    """Report rows of weights that were drawn and not loaded."""
+    tensors = {prefix + name: value for name, value in module.state_dict().items()}
+    return [
+        PartRow(
+            part=part,
+            source=f"random weights (seed {seed})",
+            tensors=len(names),
+            loaded=0,
+            dtype=dtype_names(tensors[name].dtype for name in names),
+        )
+        for part, names in by_part(tensors).items()
+    ]
+
+
+def locate(pretrained: str, key: str, expected: str) -> Path:
+    """The folder or file of weights that a config key names; a hub id is fetched.
+
+    Raises:
+        SetupError: it is nowhere.
+    """
+    if os.path.isfile(os.path.expanduser(pretrained)):
+        return Path(os.path.expanduser(pretrained))
+    return hub.resolve(
+        pretrained, key=key, allow_patterns=_FILES, is_complete=_is_complete, expected=expected
+    )
 
 
 def _load(
-    model_class: Any,
-    config_class: Any,
-    key: str,
+    kind: PartKind,
     pretrained: str,
+    config: dict | None,
     dtype: torch.dtype,
     attn_implementation: str,
-) -> nn.Module:
-    folder = hub.resolve(
-        pretrained,
-        key=f"{key}.pretrained",
-        allow_patterns=_FILES,
-        is_complete=_is_complete,
-        expected=f"config.json and the safetensors of a {model_class.__name__} in transformers' "
-        "layout",
+) -> Built:
+    key = f"{kind.key}.pretrained"
+    what = f"the weights of a {kind.model_class.__name__}: {', '.join(kind.layouts)}"
+    path = locate(pretrained, key, what)
+    source = open_source(path)
+    if source.layout.name not in kind.layouts:
+        raise SetupError(
+            found=f"{source.layout.what} in '{path}' ({key})",
+            expected=what,
+            fix="do not swap model.mllm.pretrained and model.grounding.pretrained; a training "
+            "checkpoint goes into --checkpoint or load_from, not here",
+        )
+    # The config.json of a released Sa2VA has no sizes of SAM2.
+    if config is not None and source.config and source.layout.name != "sa2va":
+        raise _one_source(kind.key, pretrained, config)
+    arguments = kind.read_config(source, config)
+    built = make_config(kind, arguments, f"config.json in '{path}'")
+    model, rows, rest = load_part(
+        source, kind.prefix, kind.model_class, built, dtype, attn_implementation
     )
-    _check_kind(config_class, key, folder)
-    try:
-        # Weights of another shape are reported below, by name; transformers itself only logs them.
-        model, info = model_class.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise SetupError(
-            found=f"{key}.pretrained={pretrained!r} cannot be loaded from '{folder}': {error}",
-            expected=f"config.json and the safetensors of a {model_class.__name__} in "
-            "transformers' layout",
-            fix="download the folder again, or correct the key",
-        ) from error
-    problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "mismatched_keys")}
-    if any(problems.values()):
-        raise SetupError(
-            found=f"{key}.pretrained={pretrained!r} does not fill the model: "
-            + "; ".join(
-                f"{len(names)} {name}: {listing(names, 5)}"
-                for name, names in problems.items()
-                if names
-            ),
-            expected=f"every weight of {model_class.__name__}",
-            fix="use weights published in transformers' layout (names ending in -hf for InternVL3)",
-        )
-    return model
+    return Built(model, rows, rest)
 
 
-def _check_kind(config_class: Any, key: str, folder: Path) -> None:
-    """Raises SetupError unless ``folder`` says that it holds this kind of model.
-
-    transformers only warns, and then fails somewhere inside or fills nothing.
-    """
-    # Released SAM2 folders hold the video model, of which the image model is a part.
-    kinds = (config_class.model_type, f"{config_class.model_type}_video")
-    file = folder / "config.json"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise SetupError(
-            found=f"{file} ({key}.pretrained) cannot be read: {error}",
-            expected="the config.json of a model in transformers' layout",
-            fix=f"download the folder again, or correct {key}.pretrained",
-        ) from error
-    if found not in kinds:
-        raise SetupError(
-            found=f"a model of type {found!r} in '{folder}' ({key}.pretrained)",
-            expected=f"model_type {kinds[0]!r} in its config.json",
-            fix="use weights published in transformers' layout (names ending in -hf for "
-            "InternVL3), and do not swap model.mllm.pretrained and model.grounding.pretrained",
-        )
+def _one_source(key: str, pretrained: str | None, config: dict | None) -> ConfigError:
+    return ConfigError(
+        found=f"{key}.pretrained={pretrained!r} and {key}.config "
+        + ("unset" if config is None else "set"),
+        expected="exactly one: pretrained=<hub id or folder>, or config=dict(...) for random "
+        "weights",
+        fix=f"set {key}.pretrained, or {key}.config (with _delete_=True to replace a base's)",
+    )
 
 
 def _is_complete(folder: Path) -> bool:
     """Whether a cached snapshot holds all weights: the cache may have the tokenizer only."""
-    if not (folder / "config.json").exists():
-        return False
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return (folder / "model.safetensors").exists()
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # a damaged index: the hub may have a whole one
-    return all((folder / shard).exists() for shard in shards)
+    return (folder / "config.json").exists() and has_tensors(folder)

@@ -10,15 +10,19 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from projects.sa2va.errors import ConfigError
+from projects.sa2va.weights.base import shapes_of
+from projects.sa2va.weights.layouts import Source
+from projects.sa2va.weights.published_configs import sam2_config
+from projects.sa2va.weights.report import PartRow
 
-from .building import build_weights, first_parameter, resolve_dtype
+from .building import PartKind, build_weights, first_parameter, resolve_dtype
 
 
 @dataclass
@@ -35,9 +39,17 @@ class ImageFeatures:
 
 
 class GroundingAdapter(nn.Module, abc.ABC):
-    """What the joint model needs of a mask model. ``S`` is its input size in px."""
+    """What the joint model needs of a mask model. ``S`` is its input size in px.
+
+    Attributes:
+        image_size: S.
+        rows: where the weights come from, for the load report.
+        unused: published weights that single images do not need, by name, kept for export.
+    """
 
     image_size: int
+    rows: list[PartRow]
+    unused: dict[str, Tensor]
 
     @property
     @abc.abstractmethod
@@ -63,9 +75,11 @@ class Sam2Adapter(GroundingAdapter):
 
     Args:
         image_size: input size in px (1024, 512, ...); position embeddings and feature sizes follow.
-        pretrained: hub id or local folder in transformers' layout, or None for random weights.
-        config: keyword arguments of ``Sam2Config``, with random weights only. Sizes that depend on
-            ``image_size`` are filled in.
+        pretrained: hub id, local folder or file: SAM2 or SAM2.1 in transformers' layout or as Meta
+            publishes it (.pt), or a released Sa2VA; None for random weights.
+        config: keyword arguments of ``Sam2Config`` for random weights, and for weights of an
+            unpublished size that come without a config. Sizes that depend on ``image_size`` are
+            filled in.
         dtype: dtype of the frozen weights; whatever trains is float32.
         train_mask_decoder: train the mask decoder (and the two convolutions that feed it).
         train_image_encoder: train Hiera and the FPN too: for models that start from random weights.
@@ -92,12 +106,8 @@ class Sam2Adapter(GroundingAdapter):
         init_device: str = "cpu",
     ) -> None:
         super().__init__()
-        from transformers import Sam2Config, Sam2Model
-
-        self.model = build_weights(
-            Sam2Model,
-            Sam2Config,
-            key="model.grounding",
+        built = build_weights(
+            _kind(),
             pretrained=pretrained,
             config=_deep_copy(config),
             dtype=resolve_dtype(dtype),
@@ -105,8 +115,9 @@ class Sam2Adapter(GroundingAdapter):
             seed=seed,
             device=init_device,
         )
+        self.model, self.rows, self.unused = built.model, built.rows, built.rest
         self._set_image_size(image_size)
-        if config is not None:
+        if pretrained is None:
             _draw_random_prompts(self.model, seed)
         self.train_image_encoder = train_image_encoder
         self.model.requires_grad_(False)
@@ -186,6 +197,28 @@ class Sam2Adapter(GroundingAdapter):
         masks, iou = masks[:, 0], iou[:, 0]
         best = iou.argmax(dim=-1)
         return masks[torch.arange(n, device=device), best].float(), iou.float()
+
+
+def _kind() -> PartKind:
+    from transformers import Sam2Config, Sam2Model
+
+    return PartKind(
+        key="model.grounding",
+        prefix="grounding.",
+        model_class=Sam2Model,
+        config_class=Sam2Config,
+        layouts=("sam2-native", "sam2-meta", "sa2va"),
+        read_config=_read_config,
+    )
+
+
+def _read_config(source: Source, config: dict | None) -> dict[str, Any]:
+    """Keyword arguments of Sam2Config for published weights."""
+    if source.layout.name == "sam2-native" and source.config:
+        return {k: v for k, v in source.config.items() if k != "model_type"}
+    # Exports of ours say it; Meta's files and Sa2VA's config.json do not.
+    own = config or source.config.get("sam2_config")
+    return own or sam2_config(shapes_of(source), source.files.path)
 
 
 def _deep_copy(config: dict | None) -> dict | None:

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from projects.sa2va.errors import ConfigError
 
+# The reference brings every sample to so many objects (``fix_number`` in its models/sa2va.py).
+_REFERENCE_SLOTS = 5
+
 
 @MODELS.register_module()
 class MaskLoss(nn.Module):
@@ -32,6 +35,12 @@ class MaskLoss(nn.Module):
         num_points: 0 for the full mask, else the number of sampled points.
         oversample_ratio: candidates drawn per point.
         importance_ratio: share of the points taken where the logit is nearest to 0.
+        reference_weighting: weigh objects as the reference does, and not equally: each sample has
+            five slots, in which its objects repeat in turn (one fills all five, of two the first
+            has three); of more than five objects a random five count, drawn from torch's global
+            generator. Sampled points are drawn for each slot, and the Dice over them is divided
+            by the number of slots + 1e-4. Objects are weighed, never decoded again. The model
+            sets it from ``processor.reference_numerics``.
     """
 
     def __init__(
@@ -42,6 +51,7 @@ class MaskLoss(nn.Module):
         num_points: int = 0,
         oversample_ratio: float = 3.0,
         importance_ratio: float = 0.75,
+        reference_weighting: bool = False,
     ) -> None:
         super().__init__()
         if supervision not in ("upsample", "area", "nearest"):
@@ -61,7 +71,8 @@ class MaskLoss(nn.Module):
         self.supervision = supervision
         self.num_points = num_points
         self.oversample_ratio, self.importance_ratio = oversample_ratio, importance_ratio
-        self.dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0, reduction="mean")
+        self.reference_weighting = reference_weighting
+        self.dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0, reduction="none")
 
     def forward(
         self, logits: Tensor, labels: list[Tensor], points: list[Tensor] | None = None
@@ -71,7 +82,8 @@ class MaskLoss(nn.Module):
         Args:
             logits: float [N, h, w].
             labels: per sample uint8 or float [K, H, W] in [0, 1]; the K of all samples sum to N.
-            points: per sample float [K, P, 2] (x, y in [0, 1]) in place of sampled points.
+            points: per sample float [S, P, 2] (x, y in [0, 1]) in place of sampled points; S is K,
+                or 5 (slots) under ``reference_weighting``.
 
         Returns:
             ``loss_mask`` and ``loss_dice``, weighted means over the N masks.
@@ -79,25 +91,41 @@ class MaskLoss(nn.Module):
         if sum(len(x) for x in labels) != len(logits):
             raise ValueError(f"{len(logits)} logit maps, {sum(map(len, labels))} labels")
         ce, dice = [], []
-        start = 0
+        start = total = 0
         for index, label in enumerate(labels):
             if len(label) == 0:
                 continue
             own = logits[start : start + len(label)].float()
             start += len(label)
             own, target = self._meet(own, label.float())
+            slots = self._slots(len(label)) if self.reference_weighting else None
             if self.num_points:
+                if slots is not None:
+                    own, target = own[slots], target[slots]
                 where = points[index] if points is not None else self._sample(own)
                 own, target = _at_points(own, where), _at_points(target, where)
+                slots = None
             own, target = own.flatten(1), target.flatten(1)
-            weight = len(label)
-            ce.append(F.binary_cross_entropy_with_logits(own, target) * weight)
-            dice.append(self.dice(own.unsqueeze(1), target.unsqueeze(1)) * weight)
-        total = len(logits)
+            each_ce = F.binary_cross_entropy_with_logits(own, target, reduction="none").mean(dim=1)
+            each_dice = self.dice(own.unsqueeze(1), target.unsqueeze(1)).flatten()
+            if slots is not None:
+                # An object that fills several slots is computed once.
+                each_ce, each_dice = each_ce[slots], each_dice[slots]
+            ce.append(each_ce.sum())
+            dice.append(each_dice.sum())
+            total += len(each_ce)
+        dice_total = total + 1e-4 if self.reference_weighting and self.num_points else total
         return {
             "loss_mask": self.ce_weight * torch.stack(ce).sum() / total,
-            "loss_dice": self.dice_weight * torch.stack(dice).sum() / total,
+            "loss_dice": self.dice_weight * torch.stack(dice).sum() / dice_total,
         }
+
+    @staticmethod
+    def _slots(count: int) -> Tensor:
+        """Which of ``count`` objects stand in the reference's slots, int64 [5]."""
+        if count > _REFERENCE_SLOTS:
+            return torch.randperm(count)[:_REFERENCE_SLOTS]
+        return torch.arange(_REFERENCE_SLOTS) % count
 
     def _meet(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         grid = logits.shape[-2:]
@@ -119,6 +147,28 @@ class MaskLoss(nn.Module):
         chosen = candidates.gather(1, top.unsqueeze(-1).expand(-1, -1, 2))
         uniform = torch.rand(k, self.num_points - n_uncertain, 2, device=device)
         return torch.cat([chosen, uniform], dim=1)
+
+
+def build_mask_loss(config: dict | None, reference_weighting: bool) -> nn.Module:
+    """Builds the mask loss of a config; there is one switch for the weighing, the processor's.
+
+    Args:
+        config: config of the mask loss, or None for :class:`MaskLoss` as it is.
+        reference_weighting: ``processor.reference_numerics``.
+
+    Raises:
+        ConfigError: the config itself says otherwise.
+    """
+    config = config or {"type": "MaskLoss"}
+    own = config.get("reference_weighting", reference_weighting)
+    if own != reference_weighting:
+        raise ConfigError(
+            found=f"model.mask_loss.reference_weighting={own!r} but processor.reference_numerics="
+            f"{reference_weighting!r}",
+            expected="one value: the processor's switch sets that of the mask loss",
+            fix="set processor.reference_numerics, and remove model.mask_loss.reference_weighting",
+        )
+    return MODELS.build({**config, "reference_weighting": reference_weighting})
 
 
 def _at_points(maps: Tensor, points: Tensor) -> Tensor:

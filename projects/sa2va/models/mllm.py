@@ -13,9 +13,14 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from projects.sa2va.errors import ConfigError
+from projects.sa2va.errors import CheckpointError, ConfigError
+from projects.sa2va.weights.base import is_tied
+from projects.sa2va.weights.layouts import Source
+from projects.sa2va.weights.published_configs import internvl_config
+from projects.sa2va.weights.report import PartRow
 
-from .building import build_weights, first_parameter, resolve_dtype
+from .building import PartKind, build_weights, first_parameter, resolve_dtype
+from .quantization import check_method, quantize_linears
 
 _LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -25,12 +30,20 @@ class MLLMAdapter(nn.Module, abc.ABC):
 
     A new family (Qwen2.5-VL, Qwen3-VL) is one subclass. ``T`` is the number of visual tokens of a
     tile, ``D`` the hidden size.
+
+    Attributes:
+        rows: where the weights come from, for the load report.
     """
+
+    rows: list[PartRow]
 
     @property
     @abc.abstractmethod
     def hidden_size(self) -> int:
         """D."""
+
+    def merge_lora(self) -> None:
+        """Puts adapters into the weights they stand on, where a family has any."""
 
     @abc.abstractmethod
     def visual_tokens(self, pixel_values: Tensor) -> Tensor:
@@ -59,16 +72,21 @@ class InternVLAdapter(MLLMAdapter):
 
     Args:
         processor: the processor whose tokenizer and tile size the model must fit.
-        pretrained: hub id or local folder in transformers' layout, or None for random weights.
+        pretrained: hub id or local folder of an InternVL3 (as OpenGVLab publishes it or in
+            transformers' layout) or of a released Sa2VA; None for random weights.
         config: keyword arguments of ``InternVLConfig`` (``text_config``, ``vision_config``, ...);
             with random weights only. ``image_token_id`` follows the tokenizer, and so
             does ``vocab_size`` unless it asks for a longer table.
+        tie_word_embeddings: False gives a head of its own to weights whose head is the embedding
+            (a checkpoint that trained both apart needs it); None leaves it as the weights have it.
         dtype: dtype of the frozen weights; whatever trains is float32.
         lora: keyword arguments of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``lora_dropout``,
             ``target_modules``), or None to leave the language model frozen.
         train_token_rows: train the rows of the added tokens, in the embedding and in the head
             (peft's ``trainable_token_indices``; whole tables are never copied).
         train_projector: train InternVL's vision-language projector, as the reference does.
+        quantization: ``nf4`` holds the language model's frozen linear layers in 4 bits (QLoRA);
+            None leaves them in ``dtype``.
         gradient_checkpointing: recompute the language model's activations in the backward pass.
         attn_implementation: ``sdpa``, ``eager`` or, where it is installed, ``flash_attention_2``.
         seed: seed of random weights and of LoRA, so that the same config is the same model.
@@ -85,32 +103,29 @@ class InternVLAdapter(MLLMAdapter):
         processor: Any,
         pretrained: str | None = None,
         config: dict | None = None,
+        tie_word_embeddings: Literal[False] | None = None,
         dtype: str = "bfloat16",
         lora: dict | None = None,
         train_token_rows: bool = True,
         train_projector: bool = True,
+        quantization: Literal["nf4"] | None = None,
         gradient_checkpointing: bool = False,
         attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
         seed: int = 0,
         init_device: str = "cpu",
     ) -> None:
         super().__init__()
-        from transformers import (
-            GenerationConfig,
-            InternVLConfig,
-            InternVLForConditionalGeneration,
-        )
+        from transformers import GenerationConfig
 
         _check_lora(lora)
+        check_method(quantization)
         self.image_token_id = processor.image_token_id
         self.pad_token_id = processor.pad_token_id
         self.eos_token_id = processor.eos_token_id
         if config is not None:
             config = _fit_config(config, processor)
-        model = build_weights(
-            InternVLForConditionalGeneration,
-            InternVLConfig,
-            key="model.mllm",
+        built = build_weights(
+            _kind(),
             pretrained=pretrained,
             config=config,
             dtype=resolve_dtype(dtype),
@@ -118,9 +133,16 @@ class InternVLAdapter(MLLMAdapter):
             seed=seed,
             device=init_device,
         )
+        model, self.rows = built.model, built.rows
+        if tie_word_embeddings is not None:
+            _untie(model)
         self._check_tiles(model, processor)
         _grow_vocabulary(model, processor, seed)
         model.requires_grad_(False)
+        self.quantization = quantization
+        if quantization is not None:
+            quantize_linears(model.model.language_model.layers, resolve_dtype(dtype))
+            model.is_loaded_in_4bit = True  # peft asks for it before it wraps 4-bit layers
         # The published one may ask for sampling, beams or a repetition penalty: answers are greedy.
         model.generation_config = GenerationConfig()
         # HF turns the cache on for inference; in training it would keep every key and value.
@@ -164,6 +186,24 @@ class InternVLAdapter(MLLMAdapter):
         return get_peft_model(
             model, TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=rows)
         )
+
+    def merge_lora(self) -> None:
+        """Puts LoRA and token rows into the weights, for prediction only: nothing of them trains
+        afterwards, and their memory is free. Sums are rounded to the dtype of the weights.
+
+        Raises:
+            ConfigError: 4-bit weights, which a sum would have to be quantized again for.
+        """
+        if not hasattr(self.model, "peft_config"):
+            return
+        if self.quantization is not None:
+            raise ConfigError(
+                found=f"merging LoRA into weights in 4 bits ({self.quantization})",
+                expected="a base in its own precision",
+                fix="set model.mllm.quantization=None, or leave LoRA beside the weights",
+            )
+        self.model = self.model.merge_and_unload()
+        self.model.requires_grad_(False)
 
     @property
     def _core(self) -> nn.Module:
@@ -230,6 +270,45 @@ class InternVLAdapter(MLLMAdapter):
             pad_token_id=self.pad_token_id,
             eos_token_id=self.eos_token_id,
         )
+
+
+def _kind() -> PartKind:
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+    return PartKind(
+        key="model.mllm",
+        prefix="mllm.",
+        model_class=InternVLForConditionalGeneration,
+        config_class=InternVLConfig,
+        layouts=("internvl-chat", "internvl-hub", "internvl-native", "sa2va"),
+        read_config=_read_config,
+    )
+
+
+def _read_config(source: Source, config: dict | None) -> dict[str, Any]:
+    """Keyword arguments of InternVLConfig for published weights."""
+    if not source.config:
+        raise CheckpointError(
+            found=f"{source.files.path} (model.mllm.pretrained) by itself",
+            expected="the folder it was published in: its config.json gives the sizes",
+            fix="set model.mllm.pretrained to the folder",
+        )
+    names = ("mllm.lm_head.weight", "mllm.model.language_model.embed_tokens.weight")
+    tied = is_tied(source, *names)
+    if source.layout.name in ("internvl-chat", "sa2va"):
+        return internvl_config(source.config, tied, source.files.path)
+    native = {k: v for k, v in source.config.items() if k != "model_type"}
+    native["text_config"] = {**native.get("text_config", {}), "tie_word_embeddings": tied}
+    return {**native, "tie_word_embeddings": tied}
+
+
+def _untie(model: nn.Module) -> None:
+    """Gives the head a table of its own, a copy of the embedding."""
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head.weight is table.weight:
+        head.weight = nn.Parameter(table.weight.detach().clone())
+    # transformers 5.23 reads the top level and ignores the text config, 4.57 the reverse.
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
 
 
 def _check_lora(lora: dict | None) -> None:

@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-# First match wins. The names are those of the joint model, with and without peft's wrapping.
-PARTS: tuple[tuple[str, str], ...] = (
-    ("LoRA", r"\.lora_"),
-    ("token rows", r"trainable_tokens_delta"),
-    ("MLLM vision encoder", r"^mllm\..*\bvision_tower\."),
-    ("MLLM projector", r"^mllm\..*\bmulti_modal_projector\."),
-    ("MLLM embeddings", r"^mllm\..*\bembed_tokens\."),
-    ("MLLM head", r"^mllm\..*\blm_head\."),
-    ("MLLM language model", r"^mllm\."),
-    ("[SEG] projector", r"^seg_projector\."),
-    ("SAM2 image encoder", r"^grounding\..*\bvision_encoder\."),
-    ("SAM2 mask decoder", r"^grounding\..*\bmask_decoder\."),
-    ("SAM2 prompt encoder", r"^grounding\."),
-)
+from projects.sa2va.weights.parts import PARTS, part_of
 
-
-def part_of(name: str) -> str:
-    """Returns the part that a parameter of the joint model belongs to."""
-    for part, pattern in PARTS:
-        if re.search(pattern, name):
-            return part
-    return "other"
+from .quantization import Original
 
 
 def _numel(parameter: Tensor) -> int:
@@ -44,10 +25,13 @@ def parameter_table(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         row = rows.setdefault(part_of(name), {"total": 0, "train": 0, "dtypes": set(), "bytes": 0})
         count = _numel(parameter)
+        original = getattr(model.get_submodule(name.rpartition(".")[0]), "original", None)
+        if isinstance(original, Original) and name.endswith(".weight"):
+            count = math.prod(original.shape)  # two values a byte
         row["total"] += count
         row["train"] += count if parameter.requires_grad else 0
         row["dtypes"].add(str(parameter.dtype).removeprefix("torch."))
-        row["bytes"] += count * parameter.element_size()
+        row["bytes"] += _numel(parameter) * parameter.element_size()
     order = [part for part, _ in PARTS] + ["other"]
     lines = [("part", "total", "trainable", "dtype", "MiB")]
     for part in sorted(rows, key=order.index):
@@ -73,25 +57,33 @@ def parameter_table(model: nn.Module) -> str:
     return "\n".join(text)
 
 
-def _sample_bytes(tensor: Tensor) -> bytes:
+def sample(tensor: Tensor) -> Tensor:
+    """At most 64 values of ``tensor``, evenly spread, float32 on the CPU."""
     flat = tensor.detach().flatten()
     picked = flat[:: max(1, flat.numel() // 64)][:64]
     # bfloat16, so that a base loaded as float32 and as bfloat16 is the same base.
-    return picked.to(torch.bfloat16).float().cpu().numpy().tobytes()
+    return picked.to(torch.bfloat16).float().cpu()
 
 
-def fingerprint(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+def fingerprint(named: Iterable[tuple[str, Tensor | Original]]) -> dict[str, str]:
     """Hashes 64 values of every tensor, by part: which weights these are, in seconds at 8B."""
     hashes: dict[str, hashlib._Hash] = {}
     for name, tensor in named:
         digest = hashes.setdefault(part_of(name), hashlib.sha256())
         digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(_sample_bytes(tensor))
+        values = tensor.sample if isinstance(tensor, Original) else sample(tensor)
+        digest.update(values.numpy().tobytes())
     return {part: digest.hexdigest()[:16] for part, digest in hashes.items()}
 
 
-def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yields the named frozen parameters, in the order of the model."""
+def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor | Original]]:
+    """Yields the named frozen parameters, in the order of the model.
+
+    Of a quantized weight it yields what the weight was: the base is the same in 4 bits.
+    """
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            yield name, parameter
+            owner, _, own = name.rpartition(".")
+            original = getattr(model.get_submodule(owner), "original", None)
+            is_quantized = own == "weight" and isinstance(original, Original)
+            yield name, original if is_quantized else parameter

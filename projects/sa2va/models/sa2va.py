@@ -8,6 +8,7 @@ a resolution that keeps vessels, and prediction never sees a mask.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,14 +17,18 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from projects.sa2va.errors import CheckpointError, ConfigError, DataError, listing
+from projects.sa2va.errors import ConfigError, DataError, listing
 from projects.sa2va.processing import Sa2VAProcessor
+from projects.sa2va.weights.report import LoadReport
 
-from .building import resolve_dtype
+from .building import random_rows, resolve_dtype
 from .grounding import GroundingAdapter, ImageFeatures
+from .losses import build_mask_loss
 from .mllm import MLLMAdapter
 from .outputs import Prediction
-from .parameters import fingerprint, frozen_tensors, part_of
+from .parameters import fingerprint, frozen_tensors
+from .pretrained import Sa2VAWeights
+from .trained import load_trained_state_dict, trained_parameters
 
 
 @MODELS.register_module()
@@ -34,7 +39,10 @@ class Sa2VAModel(BaseModel):
         mllm: config of an :class:`MLLMAdapter` (``type='InternVLAdapter'``).
         grounding: config of a :class:`GroundingAdapter` (``type='Sam2Adapter'``).
         processor: keyword arguments of :class:`Sa2VAProcessor`; the same as the data sets'.
-        mask_loss: config of the mask loss.
+        pretrained: hub id or local folder of a whole Sa2VA (released, or exported by
+            tools/convert.py): MLLM, SAM2 and [SEG] projector. None takes each from its own key,
+            and draws the projector from ``seed``.
+        mask_loss: config of the mask loss; ``processor.reference_numerics`` sets its weighing.
         language_loss_weight: weight of the cross-entropy over labelled tokens.
         answer_mode: ``forced`` predicts with one pass over question + answer template;
             ``generate`` decodes greedily and reports whether [SEG] came.
@@ -55,6 +63,7 @@ class Sa2VAModel(BaseModel):
         mllm: dict,
         grounding: dict,
         processor: dict,
+        pretrained: str | None = None,
         mask_loss: dict | None = None,
         language_loss_weight: float = 1.0,
         answer_mode: Literal["forced", "generate"] = "forced",
@@ -78,11 +87,15 @@ class Sa2VAModel(BaseModel):
                 fix="correct model.answer_mode",
             )
         self.processor = Sa2VAProcessor(**processor)
+        whole = Sa2VAWeights(pretrained) if pretrained is not None else None
+        if whole is not None:
+            whole.check_vocabulary(self.processor)
+            mllm, grounding = whole.configs(mllm, grounding)
         self.mllm: MLLMAdapter = MODELS.build({**mllm, "processor": self.processor})
         self.grounding: GroundingAdapter = MODELS.build(
             {**grounding, "image_size": self.processor.image_size}
         )
-        self.mask_loss = MODELS.build(mask_loss or {"type": "MaskLoss"})
+        self.mask_loss = build_mask_loss(mask_loss, self.processor.reference_numerics)
         self.language_loss_weight = language_loss_weight
         self.answer_mode = answer_mode
         self.max_new_tokens = max_new_tokens
@@ -94,6 +107,14 @@ class Sa2VAModel(BaseModel):
             self.seg_projector = nn.Sequential(
                 nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, prompt)
             )
+        if whole is None:
+            self.projector_rows = random_rows("seg_projector.", self.seg_projector, seed)
+        else:
+            self.projector_rows = whole.load_projector(self.seg_projector)
+        # Told where the parts of a step begin; engine/memory.py listens.
+        self.mark: Callable[[str], None] = _no_mark
+        # Frozen weights that a checkpoint replaced (see checkpoints/store.py).
+        self.changed_frozen: list[str] = []
         self.base_fingerprint = fingerprint(frozen_tensors(self))
 
     def init_weights(self) -> None:
@@ -146,9 +167,13 @@ class Sa2VAModel(BaseModel):
         ids, labels = inputs["input_ids"], inputs["labels"]
         is_seg = ids == self.processor.seg_token_id
         self._check_pairs(is_seg.sum(dim=1).tolist(), masks, meta)
+        self.mark("vision")
         visual = self.mllm.visual_tokens(inputs["pixel_values"])
+        self.mark("language")
         hidden = self.mllm.hidden_states(self.mllm.embed(ids, visual), inputs["attention_mask"])
+        self.mark("sam2")
         features = self.grounding.encode(inputs["grounding_pixels"])
+        self.mark("masks")
 
         owner = is_seg.nonzero()[:, 0]
         if len(owner):
@@ -164,6 +189,7 @@ class Sa2VAModel(BaseModel):
             )
             losses = {"loss_mask": logits.sum() * 0.0, "loss_dice": logits.sum() * 0.0}
         losses["loss_language"] = self.language_loss_weight * self._language_loss(hidden, labels)
+        self.mark("backward")
         return losses
 
     def _language_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -319,51 +345,16 @@ class Sa2VAModel(BaseModel):
         """The tensors of everything that trains, on the CPU, under this model's own names."""
         return {
             name: parameter.detach().cpu().clone()
-            for name, parameter in self.named_parameters()
-            if parameter.requires_grad
+            for name, parameter in trained_parameters(self).items()
         }
 
     def load_trained_state_dict(self, state: dict[str, Tensor], source: str) -> dict[str, int]:
-        """Loads what :meth:`trained_state_dict` gave; nothing may be missing or left over.
+        """Loads what :meth:`trained_state_dict` gave; see :mod:`.trained`."""
+        return load_trained_state_dict(self, state, source)
 
-        Args:
-            state: name to tensor.
-            source: where it came from, for messages.
-
-        Returns:
-            Number of tensors loaded by part.
-
-        Raises:
-            CheckpointError: missing, unexpected or differently shaped weights.
-        """
-        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        missing = sorted(own.keys() - state.keys())
-        unexpected = sorted(state.keys() - own.keys())
-        shapes = [
-            f"{name} {tuple(state[name].shape)} in the file, {_shape(own[name])} in the model"
-            for name in sorted(own.keys() & state.keys())
-            if tuple(state[name].shape) != _shape(own[name])
-        ]
-        if missing or unexpected or shapes:
-            problems = (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
-            raise CheckpointError(
-                found=f"{source} does not fit this model: "
-                + "; ".join(
-                    f"{len(names)} {kind} ({_by_part(names)}): {listing(names, 5)}"
-                    for kind, names in problems
-                    if names
-                ),
-                expected="exactly the trained weights of the model that the config describes",
-                fix="test with the config the checkpoint was trained with (it is stored inside: "
-                "meta.cfg), or correct model.mllm.lora, model.grounding.train_mask_decoder and the "
-                "like",
-            )
-        counts: dict[str, int] = {}
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state[name])
-                counts[part_of(name)] = counts.get(part_of(name), 0) + 1
-        return counts
+    def load_report(self) -> LoadReport:
+        """Where the weights come from, by part."""
+        return LoadReport([*self.mllm.rows, *self.grounding.rows, *self.projector_rows])
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -371,16 +362,12 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
+def _no_mark(part: str) -> None:
+    """Nobody measures memory."""
+
+
 def _name(meta: list[dict], index: int) -> str:
     return str(meta[index].get("frame", index)) if index < len(meta) else str(index)
-
-
-def _shape(parameter: Tensor) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _by_part(names: list[str]) -> str:
-    return listing(sorted({part_of(name.split(" ")[0]) for name in names}))
 
 
 def _pad(rows: list[Tensor], pad_id: int, side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     get_optimal_tiled_canvas,
 )
 
-from ..errors import ConfigError, DataError, suggest
-
-GROUNDING_NORMS = ("exact", "released")
+from ..errors import ConfigError, DataError
 
 
 def tile_grid(
@@ -68,7 +66,7 @@ def split_tiles(
 
 def normalise_tiles(tiles: np.ndarray) -> Tensor:
     """uint8 [n, 3, T, T] to float32 of the same shape, ImageNet mean and deviation."""
-    return _normalise(torch.from_numpy(tiles), "exact")
+    return _normalise(torch.from_numpy(tiles))
 
 
 def grounding_square(image: np.ndarray, image_size: int) -> np.ndarray:
@@ -82,16 +80,15 @@ def grounding_square(image: np.ndarray, image_size: int) -> np.ndarray:
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def normalise_grounding(square: np.ndarray, norm: str) -> Tensor:
-    """uint8 [S, S, 3] to float32 [3, S, S], normalised for SAM2.
+def normalise_grounding(square: np.ndarray, rounded: bool = False) -> Tensor:
+    """uint8 [S, S, 3] to float32 [3, S, S], normalised for SAM2 by ImageNet's mean and deviation.
 
     Args:
         square: see :func:`grounding_square`.
-        norm: 'exact' for ImageNet's mean and deviation (the reference's training); 'released' for
-            the same rounded to bfloat16 (the released models' inference code builds them so, even
-            for float32 input; use it to reproduce their numbers).
+        rounded: round mean and deviation to bfloat16 first. The reference does so at inference,
+            even for float32 input (projects/sa2va/hf/models/sam2.py), but not in training.
     """
-    return _normalise(torch.from_numpy(square).permute(2, 0, 1), norm)
+    return _normalise(torch.from_numpy(square).permute(2, 0, 1), rounded)
 
 
 def check_tile_limits(min_tiles: int, max_tiles: int) -> None:
@@ -116,20 +113,14 @@ def check_positive(name: str, value: object) -> None:
         )
 
 
-def check_grounding(image_size: object, norm: object) -> None:
-    """Raises ConfigError for a SAM2 input size or normalisation that does not exist."""
+def check_image_size(image_size: object) -> None:
+    """Raises ConfigError unless ``image_size`` is a positive multiple of 32."""
     check_positive("image_size", image_size)
     if image_size % 32:
         raise ConfigError(
             found=f"processor.image_size = {image_size}",
             expected="a multiple of 32, the stride of SAM2's last stage",
             fix="set processor.image_size to 1024, 512 or another multiple of 32",
-        )
-    if norm not in GROUNDING_NORMS:
-        raise ConfigError(
-            found=f"processor.grounding_norm = {norm!r}{suggest(str(norm), GROUNDING_NORMS)}",
-            expected=f"one of {list(GROUNDING_NORMS)}",
-            fix="set processor.grounding_norm='exact' unless you reproduce a released model",
         )
 
 
@@ -138,12 +129,12 @@ def _tiler() -> GotOcr2ImageProcessorPil:
     return GotOcr2ImageProcessorPil()
 
 
-def _normalise(pixels: Tensor, norm: str) -> Tensor:
+def _normalise(pixels: Tensor, rounded: bool = False) -> Tensor:
     mean, std = (
         torch.tensor(values).view(3, 1, 1)
         for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     )
-    if norm == "released":
+    if rounded:
         mean, std = mean.bfloat16().float(), std.bfloat16().float()
     # Division by 255 before the rest, in float32: the reference's order, needed for equal bits
     return pixels.float().div(255).sub(mean).div(std).contiguous()

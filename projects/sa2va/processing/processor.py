@@ -16,7 +16,8 @@ from .tokenizer import IM_END, IMG_CONTEXT, SEG, build_tokenizer
 class Sa2VAProcessor:
     """Tokens, tiles and SAM2 input of a Sa2VA model; equal in training, testing and inference.
 
-    It holds settings and a tokenizer only, so that data workers get it by pickling.
+    It holds settings and a tokenizer only, so that data workers get it by pickling. Only
+    ``reference_numerics`` makes training and inference differ.
 
     Args:
         tokenizer: ``dict(type='pretrained', path=<folder or hub id>)`` or
@@ -28,17 +29,23 @@ class Sa2VAProcessor:
         max_tiles: largest number of tiles, thumbnail not counted.
         use_thumbnail: append the whole image where it is cut into more than one tile.
         image_size: side of SAM2's square input in pixels, a multiple of 32.
-        grounding_norm: 'exact' (ImageNet mean and deviation) or 'released' (rounded to bfloat16,
-            as in the released models' inference code).
         question: what is asked; ``{phrase}`` stands for the phrase.
         answer: what is answered, with exactly one ``[SEG]``.
         added_tokens: tokens of Sa2VA that a base model's tokenizer does not have.
+        reference_numerics: compute as the reference implementation (bytedance/Sa2VA) does where
+            this project does not by default; to reproduce its numbers, with
+            ``model.mask_loss.supervision='nearest'`` for its training. It changes, and nothing
+            else: SAM2's mean and deviation are rounded to bfloat16 at inference (training has the
+            exact ones there too); the mask loss weighs objects and divides the sampled Dice as
+            there (``reference_weighting`` of :class:`~projects.sa2va.models.losses.MaskLoss`,
+            which the model sets from here).
 
     Attributes:
         tokenizer: transformers tokenizer with the added tokens.
         base_vocab_size: number of tokens without ``added_tokens``, be they new or found.
         vocab_size: number of tokens with them.
         added_token_ids: their ids, in the order of ``added_tokens``.
+        new_tokens: those of ``added_tokens`` that the tokenizer as published does not have.
         seg_token_id, image_token_id, eos_token_id, pad_token_id: ids of ``[SEG]``,
             ``<IMG_CONTEXT>``, ``<|im_end|>`` and the padding token.
 
@@ -57,16 +64,17 @@ class Sa2VAProcessor:
         max_tiles: int = 12,
         use_thumbnail: bool = True,
         image_size: int = 1024,
-        grounding_norm: str = "exact",
         question: str = "Please segment the {phrase} in this image.",
         answer: str = "Sure, [SEG].",
         added_tokens: Sequence[str] = (SEG, "<p>", "</p>", "<vp>", "</vp>"),
+        reference_numerics: bool = False,
     ) -> None:
         images.check_positive("tile_size", tile_size)
         images.check_positive("tokens_per_tile", tokens_per_tile)
         images.check_tile_limits(min_tiles, max_tiles)
-        images.check_grounding(image_size, grounding_norm)
+        images.check_image_size(image_size)
         _check_flag("use_thumbnail", use_thumbnail)
+        _check_flag("reference_numerics", reference_numerics)
         _check_texts(question, answer, added_tokens)
         if not isinstance(tokenizer, Mapping):
             raise ConfigError(
@@ -76,9 +84,11 @@ class Sa2VAProcessor:
             )
         self.tile_size, self.tokens_per_tile = tile_size, tokens_per_tile
         self.min_tiles, self.max_tiles, self.use_thumbnail = min_tiles, max_tiles, use_thumbnail
-        self.image_size, self.grounding_norm = image_size, grounding_norm
+        self.image_size, self.reference_numerics = image_size, reference_numerics
         self.question, self.answer = question, answer
 
+        known = build_tokenizer(tokenizer).get_vocab()
+        self.new_tokens: list[str] = [name for name in added_tokens if name not in known]
         self.tokenizer = build_tokenizer(tokenizer, added_tokens)
         self.vocab_size: int = len(self.tokenizer)
         self.base_vocab_size: int = self.vocab_size - len(added_tokens)
@@ -103,17 +113,19 @@ class Sa2VAProcessor:
         limits = (self.min_tiles, self.max_tiles, self.use_thumbnail)
         return images.normalise_tiles(images.split_tiles(image, self.tile_size, *limits))
 
-    def grounding_pixels(self, image: np.ndarray) -> Tensor:
+    def grounding_pixels(self, image: np.ndarray, *, training: bool = False) -> Tensor:
         """SAM2's input of one image: float32 [3, image_size, image_size], normalised.
 
         Args:
             image: uint8 RGB [H, W, 3]; it is stretched to the square.
+            training: whether the image is of a training sample; the same result but under
+                ``reference_numerics``.
 
         Raises:
             DataError: not an RGB image of 8 bits.
         """
         square = images.grounding_square(image, self.image_size)
-        return images.normalise_grounding(square, self.grounding_norm)
+        return images.normalise_grounding(square, self.reference_numerics and not training)
 
     def question_for(self, phrase: str) -> str:
         """The question about ``phrase``.

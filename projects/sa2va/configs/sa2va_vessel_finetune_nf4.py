@@ -1,0 +1,5 @@
+# InternVL3-8B with its language model frozen in 4 bits (QLoRA) + SAM2-L, SAM2 input 1024.
+#   python tools/train.py projects/sa2va/configs/sa2va_vessel_finetune_nf4.py
+_base_ = ["./sa2va_vessel_finetune.py"]
+
+model = dict(mllm=dict(quantization="nf4"))
