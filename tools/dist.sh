@@ -12,6 +12,7 @@
 #   NODE_RANK    number of this machine (0)     PORT         port of the first one (29500; on one
 #   PYTHON       Python to run (.venv's)                     machine a random free one)
 #   STOP_SECONDS time that SIGTERM and SIGUSR1 leave a run to save a checkpoint (600)
+#   TORCHRUN_ARGS more for torchrun (--shutdown_timeout $STOP_SECONDS; set it empty for torch < 2.13)
 #
 # SIGTERM and SIGUSR1 are passed on to all processes; the exit status is then 143.
 set -euo pipefail
@@ -67,6 +68,9 @@ fi
 find_python
 export_environment "$cards"
 
+# torch before 2.13 has no such option, and waits 30 s.
+read -ra torchrun_args <<< "${TORCHRUN_ARGS---shutdown_timeout $STOP_SECONDS}"
+
 # No exec: torchrun's own status after a signal is 1, and a script that starts a run again must tell
 # a run that was stopped from one that failed.
 stopped=0
@@ -76,7 +80,7 @@ pass_on() {  # SIGNAL STATUS
 }
 "$PYTHON" -m torch.distributed.run --nnodes "$nnodes" --node_rank "$node_rank" \
   --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$PORT" --nproc_per_node "$gpus" \
-  --signals_to_handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown_timeout "$STOP_SECONDS" \
+  --signals_to_handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 ${torchrun_args[@]+"${torchrun_args[@]}"} \
   "$ROOT/tools/$verb.py" "$config" ${DEEPSPEED_ARGS[@]+"${DEEPSPEED_ARGS[@]}"} "$@" \
   --launcher pytorch &
 launcher=$!

@@ -76,6 +76,8 @@ def test_signals_and_the_time_they_leave(launch):
     assert said["--shutdown_timeout"] == "600"
     said = options(launch("dist.sh", "train", CONFIG, "2", STOP_SECONDS="90"))
     assert said["--shutdown_timeout"] == "90"
+    said = options(launch("dist.sh", "train", CONFIG, "2", TORCHRUN_ARGS=""))
+    assert "--shutdown_timeout" not in said and "--signals_to_handle" in said
     done = launch("dist.sh", "train", CONFIG, "2", STOP_SECONDS="soon")
     assert done.returncode == 2 and "STOP_SECONDS='soon'" in done.stderr
 
