@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
-from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from projects.sa2va.errors import ConfigError
@@ -72,6 +71,8 @@ class MaskLoss(nn.Module):
         self.num_points = num_points
         self.oversample_ratio, self.importance_ratio = oversample_ratio, importance_ratio
         self.reference_weighting = reference_weighting
+        from monai.losses import DiceLoss  # takes 3 s, which tools without a model need not wait
+
         self.dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0, reduction="none")
 
     def forward(
