@@ -11,6 +11,7 @@ import argparse
 import _bootstrap  # noqa: F401
 from mmengine.config import DictAction
 
+from projects.sa2va.columns import columns
 from projects.sa2va.config import flatten, load_config
 from projects.sa2va.errors import exit_on_user_error
 
@@ -49,9 +50,7 @@ def main() -> None:
         print("no difference")
         return
     rows.insert(0, ("key", args.config, args.diff))
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    for key, one, other in rows:
-        print(f"{key:<{widths[0]}}  {one:<{widths[1]}}  {other}".rstrip())
+    print("\n".join(columns(rows)))
 
 
 if __name__ == "__main__":

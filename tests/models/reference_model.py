@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from benchmarks.reference_parity import sam2_config
 from projects.sa2va.models import Sa2VAModel
 
 IMAGES = ("img_a", "img_b", "img_c")
@@ -18,8 +19,6 @@ def model_config(reference: Path, attention: str = "sdpa", **changes: object) ->
     """Keyword arguments of Sa2VAModel with the sizes of the reference's tiny model."""
     released = json.loads((reference / "F1_model" / "config.json").read_text())
     llm, vit = released["llm_config"], released["vision_config"]
-    sam = json.loads((reference / "F1_model_sam2_config.json").read_text())
-    hiera, decoder = sam["hiera"], sam["mask_decoder"]
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     return {
         "autocast": None,
@@ -58,23 +57,7 @@ def model_config(reference: Path, attention: str = "sdpa", **changes: object) ->
             "type": "Sam2Adapter",
             "dtype": "float32",
             "attn_implementation": attention,
-            "config": {
-                "vision_config": {
-                    "model_type": "sam2_vision_model",
-                    "backbone_channel_list": sam["neck"]["backbone_channel_list"],
-                    "backbone_config": {
-                        "model_type": "sam2_hiera_det_model",
-                        "hidden_size": hiera["embed_dim"],
-                        "num_attention_heads": hiera["num_heads"],
-                        "blocks_per_stage": hiera["stages"],
-                        "embed_dim_per_stage": hiera["embed_dim_per_stage"],
-                        "num_attention_heads_per_stage": hiera["num_heads_per_stage"],
-                        "window_size_per_stage": hiera["window_spec"],
-                        "global_attention_blocks": hiera["global_att_blocks"],
-                    },
-                },
-                "mask_decoder_config": {"mlp_dim": decoder["transformer_mlp_dim"]},
-            },
+            "config": sam2_config(reference),
             **changes.pop("grounding", {}),
         },
         **changes,

@@ -16,6 +16,7 @@ from projects.sa2va.models.pretrained import Sa2VAWeights
 from projects.sa2va.weights import LoadReport
 from projects.sa2va.weights.layouts import open_source
 from projects.sa2va.weights.parts import MEMORY
+from projects.sa2va.weights.published_configs import tile_sizes
 
 from .deepspeed_folder import is_deepspeed_folder
 from .export import (
@@ -28,13 +29,13 @@ from .export import (
 from .provenance import provenance
 from .store import (
     FORMAT,
-    build_model_from_checkpoint,
     changed_frozen_state,
     load_trained,
     read_checkpoint,
     sha256_of,
     write_atomically,
 )
+from .stored_config import read_stored_config
 
 TARGETS = ("sa2va", "native", "adapter", "trainable")
 
@@ -58,20 +59,21 @@ def load_any(
     """
     if not path.exists() or path.is_file() or is_deepspeed_folder(path) or _is_adapter(path):
         checkpoint = read_checkpoint(path)
+        meta = checkpoint["meta"]
         if config is not None:
             cfg = load_config(config, options)
-            model = MODELS.build(cfg.model).eval()
-            report = load_trained(model, checkpoint, path)
-            return model, report, {**checkpoint["meta"], "cfg": cfg.pretty_text}
-        if checkpoint["layout"] != "trainable":
+            meta = {**meta, "cfg": cfg.pretty_text}
+        elif checkpoint["layout"] == "trainable":
+            cfg = read_stored_config(meta["cfg"], str(path))
+        else:
             raise ConfigError(
                 found=f"{path} without --config: it does not say which base it stands on",
                 expected="the config of the model: base weights and LoRA's rank and alpha",
                 fix="add --config CONFIG --cfg-options model.pretrained=<base of that training> "
                 "model.mllm.lora.r=... model.mllm.lora.lora_alpha=...",
             )
-        model, report = build_model_from_checkpoint(path)
-        return model, report, checkpoint["meta"]
+        model = MODELS.build(cfg.model).eval()
+        return model, load_trained(model, checkpoint, path), meta
     if config is not None:
         raise ConfigError(
             found=f"--config beside {path}, which is a whole model",
@@ -108,9 +110,8 @@ def whole_model(path: Path, dtype: torch.dtype) -> Sa2VAModel:
 def _tiles(config: dict[str, Any]) -> dict[str, Any]:
     """Settings of the processor that the published config knows."""
     vision = config["vision_config"]
-    size, patch = vision["image_size"], vision["patch_size"]
-    size, patch = (v[0] if isinstance(v, list) else v for v in (size, patch))
-    tokens = int((size // patch * config.get("downsample_ratio", 0.5)) ** 2)
+    ratio = config.get("downsample_ratio", 0.5)
+    size, _, tokens = tile_sizes(vision["image_size"], vision["patch_size"], ratio)
     names = {
         "min_tiles": "min_dynamic_patch",
         "max_tiles": "max_dynamic_patch",

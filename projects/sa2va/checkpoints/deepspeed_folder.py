@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from projects.sa2va.errors import CheckpointError
-from projects.sa2va.weights.safe_torch import mmengine_objects
+from projects.sa2va.weights.safe_torch import mmengine_objects, refused_code
 
 
 def allow_deepspeed_classes() -> None:
@@ -108,5 +107,5 @@ def _reason(error: Exception) -> str:
     """What went wrong, without torch's advice to load a file that it refuses unsafely."""
     if not isinstance(error, pickle.UnpicklingError):
         return f"{type(error).__name__}: {error}"
-    code = re.search(r"GLOBAL (\S+)", str(error))
-    return f"a shard would have to run {code[1]}" if code else "a shard is damaged"
+    code = refused_code(error)
+    return f"a shard would have to run {code}" if code else "a shard is damaged"

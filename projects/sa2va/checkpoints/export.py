@@ -27,6 +27,7 @@ from projects.sa2va.models.pretrained import PROJECTOR_FOLDER, SAM2_FOLDER
 from projects.sa2va.models.trained import our_names, trained_parameters
 from projects.sa2va.weights import TensorFiles
 from projects.sa2va.weights.key_map import KeyMap
+from projects.sa2va.weights.parts import HEAD
 from projects.sa2va.weights.published_configs import released_config, without_defaults
 from projects.sa2va.weights.tables import (
     INTERNVL_NATIVE,
@@ -35,7 +36,7 @@ from projects.sa2va.weights.tables import (
     SAM2_NATIVE,
 )
 
-from .foreign import HEAD, PROVENANCE_FILE, TRAINED_FOLDER, is_tied
+from .foreign import PROVENANCE_FILE, TRAINED_FOLDER, is_tied
 
 # The published code that loads the released format; it builds SAM2-L whatever the weights are.
 CODE_REPO = "ByteDance/Sa2VA-InternVL3-8B"
@@ -45,6 +46,7 @@ _CODE = {
     "AutoModelForCausalLM": "modeling_sa2va_chat.Sa2VAChatModel",
 }
 _SHARD = "5GB"
+_ADAPTER = (".lora_A.weight", ".lora_B.weight", ".token_rows")  # what peft adds to a model
 
 
 class WholeWeights(Mapping[str, Tensor]):
@@ -65,11 +67,8 @@ class WholeWeights(Mapping[str, Tensor]):
                 fix="add --config CONFIG --cfg-options model.mllm.quantization=None",
             )
         self._model, self._merge, self._dtype = model, merge, dtype
-        self._own = {
-            ours: name
-            for ours, name in our_names(model).items()
-            if not ours.endswith((".lora_A.weight", ".lora_B.weight", ".token_rows"))
-        }
+        self._names = our_names(model)
+        self._own = {o: n for o, n in self._names.items() if not o.endswith(_ADAPTER)}
         if is_tied(model):
             del self._own[f"{HEAD}.weight"]
         self._state = model.state_dict(keep_vars=True)
@@ -92,7 +91,7 @@ class WholeWeights(Mapping[str, Tensor]):
         if hasattr(module, "get_delta_weight"):
             return tensor.float() + module.get_delta_weight("default").detach().float()
         rows = ours.removesuffix(".weight") + ".token_rows"
-        own = our_names(self._model).get(rows)
+        own = self._names.get(rows)
         if own is None:
             return tensor
         table = tensor.clone()
@@ -255,7 +254,7 @@ def _fill_adapter(
         is_trained = id(own[name]) in trained
         if not is_trained and name not in model.changed_frozen:
             continue
-        if not ours.endswith((".lora_A.weight", ".lora_B.weight", ".token_rows")):
+        if not ours.endswith(_ADAPTER):
             tensor = own[name].detach().cpu().contiguous()
             beside[ours] = tensor if is_trained else tensor.to(frozen_dtype or tensor.dtype)
     (folder / TRAINED_FOLDER).mkdir()

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from projects.sa2va.errors import CheckpointError, listing
 from projects.sa2va.models import Sa2VAModel
-from projects.sa2va.models.pretrained import EMBEDDING
 from projects.sa2va.models.trained import (
     change_frozen,
     load_trained_state_dict,
@@ -27,11 +26,10 @@ from projects.sa2va.models.trained import (
     trained_parameters,
 )
 from projects.sa2va.weights import PartRow, TensorFiles
-from projects.sa2va.weights.parts import MEMORY, by_part, part_of
+from projects.sa2va.weights.parts import EMBEDDING, HEAD, MEMORY, by_part, part_of
 from projects.sa2va.weights.report import tensor_rows
 from projects.sa2va.weights.tables import PEFT_ADAPTER, REFERENCE_TRAINING
 
-HEAD = "mllm.lm_head"
 TRAINED_FOLDER = "trained"  # of an adapter folder: what trained outside of peft
 PROVENANCE_FILE = "provenance.json"
 _CHUNK = 8192  # rows compared at a time: a whole table in float32 is 2 GB at 8B

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from projects.sa2va.columns import columns
 from projects.sa2va.errors import CheckpointError
-from projects.sa2va.models.pretrained import EMBEDDING, PROJECTOR_FOLDER, SAM2_FOLDER
+from projects.sa2va.models.pretrained import PROJECTOR_FOLDER, SAM2_FOLDER
 from projects.sa2va.weights.base import shapes_of
 from projects.sa2va.weights.layouts import Source, open_source
-from projects.sa2va.weights.parts import PARTS, by_part
+from projects.sa2va.weights.parts import EMBEDDING, HEAD, PARTS, by_part
 from projects.sa2va.weights.report import checksum, dtype_names
 from projects.sa2va.weights.tables import OUR_TRAINING, REFERENCE_TRAINING
 
 from .deepspeed_folder import is_deepspeed_folder
-from .foreign import HEAD, PROVENANCE_FILE
+from .foreign import PROVENANCE_FILE
 from .store import FORMAT, read_checkpoint, sha256_of
 
 _TRAINING = {"trainable": OUR_TRAINING, "reference-training": REFERENCE_TRAINING}
@@ -193,7 +194,7 @@ def describe(weights: Weights) -> str:
         dtypes = dtype_names(dtype for _, dtype in sizes)
         rows.append((part, str(len(names)), f"{count:,}", dtypes, checksum(names, weights.get)))
     rows.append(("all", str(len(weights.names)), f"{total:,}", "", ""))
-    lines += _table(rows, right=(1, 2))
+    lines += columns(rows, right=(1, 2))
     what = "trained" if weights.trained else "held"
     lines += ["", f"{what}: {', '.join(by_part(weights.names))}"]
     lines += [f"{label}: {value}" for label, value in weights.facts.items()]
@@ -279,7 +280,7 @@ def describe_difference(a: Weights, b: Weights, rows: list[PartDifference]) -> s
         for row in rows
     ]
     lines = [f"A: {a.path} ({a.what})", f"B: {b.path} ({b.what})", ""]
-    lines += _table(table, right=tuple(range(1, 7)))
+    lines += columns(table, right=tuple(range(1, 7)))
     lines.append("")
     for label, chosen in (
         ("other values", [row.part for row in rows if row.different]),
@@ -292,14 +293,3 @@ def describe_difference(a: Weights, b: Weights, rows: list[PartDifference]) -> s
     if not any(row.same + row.different for row in rows):
         lines.append("note: they have no tensor in common, so no value was compared")
     return "\n".join(lines)
-
-
-def _table(rows: list[tuple[str, ...]], right: tuple[int, ...]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -10,6 +10,7 @@ import torch
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
+from projects.sa2va.columns import columns
 from projects.sa2va.errors import MemoryFullError
 from projects.sa2va.models import part_of
 from projects.sa2va.models.parameters import PARTS
@@ -129,11 +130,7 @@ def _table(parts: Mapping[str, Held], peak: int | None) -> list[str]:
         rows.append((part, *(f"{n / GIB:.2f}" for n in numbers)))
     totals = [sum(getattr(h, key) for h in parts.values()) for key in _KINDS]
     rows.append(("all", *(f"{n / GIB:.2f}" for n in totals)))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    lines = columns(rows, right=range(1, 4))
     if peak is not None:
         rest = max(0, peak - sum(totals))
         lines.append(f"peak {peak / GIB:.2f}, of which activations and the like {rest / GIB:.2f}")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from projects.sa2va.errors import CheckpointError, ConfigError
 from projects.sa2va.weights.base import is_tied
 from projects.sa2va.weights.layouts import Source
-from projects.sa2va.weights.published_configs import internvl_config
+from projects.sa2va.weights.parts import EMBEDDING, HEAD
+from projects.sa2va.weights.published_configs import internvl_config, tile_sizes
 from projects.sa2va.weights.report import PartRow
 
 from .building import PartKind, build_weights, first_parameter, resolve_dtype
@@ -213,15 +214,14 @@ class InternVLAdapter(MLLMAdapter):
     @staticmethod
     def _check_tiles(model: nn.Module, processor: Any) -> None:
         vision = model.config.vision_config
-        size, patch = vision.image_size, vision.patch_size
-        size, patch = (v[0] if isinstance(v, (list, tuple)) else v for v in (size, patch))
-        tokens = int((size // patch * model.config.downsample_ratio) ** 2)
+        ratio = model.config.downsample_ratio
+        size, patch, tokens = tile_sizes(vision.image_size, vision.patch_size, ratio)
         found = (processor.tile_size, processor.tokens_per_tile)
         if found != (size, tokens):
             raise ConfigError(
                 found=f"processor.tile_size, tokens_per_tile = {found}",
                 expected=f"{(size, tokens)}: the vision encoder takes {size} px tiles with "
-                f"{patch} px patches and a ratio of {model.config.downsample_ratio}",
+                f"{patch} px patches and a ratio of {ratio}",
                 fix=f"set processor=dict(tile_size={size}, tokens_per_tile={tokens}, ...)",
             )
 
@@ -293,8 +293,7 @@ def _read_config(source: Source, config: dict | None) -> dict[str, Any]:
             expected="the folder it was published in: its config.json gives the sizes",
             fix="set model.mllm.pretrained to the folder",
         )
-    names = ("mllm.lm_head.weight", "mllm.model.language_model.embed_tokens.weight")
-    tied = is_tied(source, *names)
+    tied = is_tied(source, f"{HEAD}.weight", f"{EMBEDDING}.weight")
     if source.layout.name in ("internvl-chat", "sa2va"):
         return internvl_config(source.config, tied, source.files.path)
     native = {k: v for k, v in source.config.items() if k != "model_type"}

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from projects.sa2va.columns import columns
 from projects.sa2va.weights.parts import PARTS, part_of
 
 from .quantization import Original
@@ -47,14 +48,7 @@ def parameter_table(model: nn.Module) -> str:
         )
     totals = [sum(row[key] for row in rows.values()) for key in ("total", "train", "bytes")]
     lines.append(("all", f"{totals[0]:,}", f"{totals[1]:,}", "", f"{totals[2] / 2**20:,.1f}"))
-    widths = [max(len(line[i]) for line in lines) for i in range(5)]
-    text = []
-    for line in lines:
-        cells = [line[0].ljust(widths[0])] + [
-            cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)
-        ]
-        text.append("  ".join(cells).rstrip())
-    return "\n".join(text)
+    return "\n".join(columns(lines, right=range(1, 5)))
 
 
 def sample(tensor: Tensor) -> Tensor:

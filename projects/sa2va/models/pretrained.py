@@ -11,6 +11,7 @@ from projects.sa2va.errors import CheckpointError, ConfigError, SetupError, list
 from projects.sa2va.processing import Sa2VAProcessor
 from projects.sa2va.weights.base import check_part, part_row, read_part, shapes_of
 from projects.sa2va.weights.layouts import Source, open_source
+from projects.sa2va.weights.parts import EMBEDDING
 from projects.sa2va.weights.report import PartRow
 
 from .building import locate
@@ -18,7 +19,6 @@ from .building import locate
 # Folders inside a native export, whose top is an InternVL in transformers' layout.
 SAM2_FOLDER, PROJECTOR_FOLDER = "sam2", "seg_projector"
 _PREFIX = "seg_projector."
-EMBEDDING = "mllm.model.language_model.embed_tokens"
 
 
 class Sa2VAWeights:

@@ -10,7 +10,7 @@ from torch import LongTensor, Tensor
 
 from ..errors import ConfigError, DataError
 from . import images, prompts
-from .tokenizer import IM_END, IMG_CONTEXT, SEG, build_tokenizer
+from .tokenizer import IM_END, IMG_CONTEXT, SEG, add_tokens, build_tokenizer
 
 
 class Sa2VAProcessor:
@@ -87,9 +87,10 @@ class Sa2VAProcessor:
         self.image_size, self.reference_numerics = image_size, reference_numerics
         self.question, self.answer = question, answer
 
-        known = build_tokenizer(tokenizer).get_vocab()
+        self.tokenizer = build_tokenizer(tokenizer)
+        known = self.tokenizer.get_vocab()
         self.new_tokens: list[str] = [name for name in added_tokens if name not in known]
-        self.tokenizer = build_tokenizer(tokenizer, added_tokens)
+        add_tokens(self.tokenizer, added_tokens)
         self.vocab_size: int = len(self.tokenizer)
         self.base_vocab_size: int = self.vocab_size - len(added_tokens)
         self.added_token_ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(added_tokens))

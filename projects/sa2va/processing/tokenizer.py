@@ -76,7 +76,7 @@ def build_tokenizer(
             fix="add the missing keys and remove the others in processor.tokenizer",
         )
     tokenizer = _byte_level() if kind == "byte_level" else _pretrained(cfg["path"])
-    _add(tokenizer, added_tokens)
+    add_tokens(tokenizer, added_tokens)
     return tokenizer
 
 
@@ -96,7 +96,7 @@ def _byte_level() -> PreTrainedTokenizerBase:
         vocab=vocab, merges=merges, unk_token=PAD, pad_token=PAD, eos_token=IM_END
     )
     # <|endoftext|> and <|im_end|> already came in by their roles.
-    _add(tokenizer, REQUIRED_TOKENS)
+    add_tokens(tokenizer, REQUIRED_TOKENS)
     return tokenizer
 
 
@@ -150,7 +150,12 @@ def _is_complete(folder: Path) -> bool:
     return "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names
 
 
-def _add(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
+def add_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
+    """Makes each name one special token; see :func:`build_tokenizer`.
+
+    Raises:
+        ConfigError: a name that can't be one token.
+    """
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     # Longest match wins: a name that holds another special token would hide it in a text.
     wrong = [

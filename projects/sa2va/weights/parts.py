@@ -26,6 +26,10 @@ PARTS: tuple[tuple[str, str], ...] = (
 )
 MEMORY = "SAM2 video memory"
 
+# Our names of the two tables whose rows are tokens.
+EMBEDDING = "mllm.model.language_model.embed_tokens"
+HEAD = "mllm.lm_head"
+
 
 def part_of(name: str) -> str:
     """Returns the part that a weight of the joint model belongs to."""

@@ -85,6 +85,17 @@ def internvl_config(published: Mapping[str, Any], tied: bool, source: str | Path
     }
 
 
+def tile_sizes(image_size: Any, patch_size: Any, downsample_ratio: float) -> tuple[int, int, int]:
+    """Sides of InternVL's tiles and patches in px, and visual tokens of a tile.
+
+    Args:
+        image_size, patch_size: a number, or a pair of the same number.
+        downsample_ratio: that of the pixel shuffle.
+    """
+    size, patch = (v[0] if isinstance(v, (list, tuple)) else v for v in (image_size, patch_size))
+    return size, patch, int((size // patch * downsample_ratio) ** 2)
+
+
 def released_config(config: Any, template: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse: the parts of a released config.json that describe an InternVL model.
 

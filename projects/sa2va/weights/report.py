@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from projects.sa2va.columns import columns
+
 from .parts import by_part
 
 
@@ -62,25 +64,21 @@ class LoadReport:
     def text(self) -> str:
         """A table for the log."""
         head = ("part", "tensors", "loaded", "dtype", "checksum", "source")
-        lines = [head] + [
+        rows = [
             (r.part, str(r.tensors), str(r.loaded), r.dtype, r.checksum, r.source)
             for r in self.rows
         ]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        first, *lines = columns([head, *rows], right=(1, 2))
         text = []
         if self.source:
             text.append(
                 f"Loaded {self.source} ({self.format}, iteration {self.iteration}, sha256 "
                 f"{self.sha256[:16]}); nothing missing, nothing left over"
             )
-        for index, line in enumerate(lines):
-            cells = [
-                cell.rjust(width) if i in (1, 2) else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ]
-            text.append("  ".join(cells).rstrip())
-            ignored = self.rows[index - 1].ignored if index else {}
-            text += [f"  not loaded: {count} ({reason})" for reason, count in ignored.items()]
+        text.append(first)
+        for row, line in zip(self.rows, lines, strict=True):
+            text.append(line)
+            text += [f"  not loaded: {count} ({reason})" for reason, count in row.ignored.items()]
         return "\n".join([*text, *(f"note: {note}" for note in self.notes)])
 
     def checkpoint(self) -> dict[str, Any] | None:

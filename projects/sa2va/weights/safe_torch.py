@@ -138,10 +138,16 @@ def safe_torch_load(path: str | Path, *, mmap: bool = False) -> Any:
         raise _refusal(path, error) from error
 
 
-def _refusal(path: Path, error: Exception) -> CheckpointError:
+def refused_code(error: Exception) -> str | None:
+    """What a file that torch refused would have run, without torch's advice to load it unsafely."""
     code = re.search(r"GLOBAL (\S+)", str(error))
+    return code[1] if code else None
+
+
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    code = refused_code(error)
     if code or isinstance(error, _Refused):
-        wanted = f"run {code[1]}" if code else str(error)
+        wanted = f"run {code}" if code else str(error)
         return CheckpointError(
             found=f"{path} is not a checkpoint that can be read safely: it would have to {wanted}",
             expected="tensors, plain Python types and mmengine's HistoryBuffer; checkpoints are "
