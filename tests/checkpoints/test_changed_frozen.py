@@ -114,6 +114,6 @@ def test_deepspeed_refuses_replaced_frozen_weights(loaded, base) -> None:
 def test_the_references_run_cannot_be_resumed(f7) -> None:
     state = {**f7, "optimizer": {"state": {}, "param_groups": []}}
     with pytest.raises(CheckpointError) as caught:
-        check_resumable(state, "iter_12192.pth", world_size=1)
+        check_resumable(state, "iter_12192.pth")
     assert "another program (layout: reference-training)" in caught.value.found
     assert "load_from=iter_12192.pth" in caught.value.fix

@@ -1,4 +1,4 @@
-"""Training and testing in two gloo processes: DDP, ZeRO-2 and ZeRO-3 with offload."""
+"""Training, testing and going on in two gloo processes: DDP, ZeRO-2, ZeRO-3 with offload."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .conftest import (
     run_tool,
     scalars,
     test,
+    train,
     train_two,
 )
 
@@ -50,31 +51,40 @@ def test_one_process_equals_two_in_testing(experiment: Path, ddp: Path) -> None:
         assert path.read_bytes() == (two / "probabilities" / path.name).read_bytes()
 
 
-@pytest.mark.parametrize("zero", ["deepspeed_zero2", "deepspeed_zero3_offload"])
-def test_zero_trains_resumes_and_is_tested(experiment: Path, ddp: Path, zero: str) -> None:
-    work_dir = experiment.parent / zero
-    train_two(experiment, work_dir, zero)
+def test_zero_2_trains_and_goes_on_under_zero_3_with_offload(experiment: Path, ddp: Path) -> None:
+    work_dir = experiment.parent / "zero2"
+    train_two(experiment, work_dir, "deepspeed_zero2")
     ours, plain = losses(work_dir), losses(ddp)
     assert ours.keys() == plain.keys() == set(range(1, MAX_ITERS + 1))
     for step, values in plain.items():
-        assert ours[step] == pytest.approx(values, rel=2e-3), (zero, step)
+        assert ours[step] == pytest.approx(values, rel=2e-3), step
     assert [row["vessel/accuracy"] for row in scalars(work_dir) if "vessel/accuracy" in row]
-    folder = read_checkpoint(work_dir / LAST)["state_dict"]
-    expected = read_checkpoint(ddp / LAST)["state_dict"]
-    assert folder.keys() == expected.keys()
-    assert {tensor.dtype for tensor in folder.values()} == {torch.float32}
-    if zero == "deepspeed_zero2":
-        return  # resuming and testing from a folder is the same code, and 2 minutes, for both
+    trained, expected = read_checkpoint(work_dir / LAST), read_checkpoint(ddp / LAST)
+    assert trained["state_dict"].keys() == expected["state_dict"].keys()
+    assert {tensor.dtype for tensor in trained["state_dict"].values()} == {torch.float32}
+    state, other = trained["optimizer"]["state"], expected["optimizer"]["state"]
+    assert {k: v["exp_avg"].shape for k, v in state.items()} == {
+        k: v["exp_avg"].shape for k, v in other.items()
+    }
 
-    resumed = experiment.parent / f"{zero}_resumed"
+    resumed = experiment.parent / "zero3"
     copy_as_interrupted(work_dir, resumed, 3)
-    train_two(experiment, resumed, zero, "--resume")
-    assert losses(resumed) == {step: row for step, row in ours.items() if step > 3}
-
-    again = read_checkpoint(resumed / LAST)["state_dict"]
-    for name, tensor in folder.items():
-        assert torch.equal(tensor, again[name]), name
-    metrics = test(experiment, work_dir / LAST, experiment.parent / f"{zero}_results")
-    assert metrics["checkpoint"]["format"] == "DeepSpeed folder"
+    log = train_two(experiment, resumed, "deepspeed_zero3_offload", "--resume")
+    assert "Going on with other strategy (ZeRO-2 before, ZeRO-3 now)" in log
+    for step, values in losses(resumed).items():
+        assert step > 3
+        assert values == pytest.approx(ours[step], rel=1e-4), step
+    assert len(losses(resumed)) == MAX_ITERS - 3
+    metrics = test(experiment, resumed / LAST, experiment.parent / "zero3_results")
     assert {row["part"] for row in metrics["weights"]["parts"]} >= {"LoRA", "SAM2 mask decoder"}
     assert metrics["counts"]["frames"] == FRAMES[2]
+
+
+def test_ddp_goes_on_in_one_process_with_its_frames(experiment: Path, ddp: Path) -> None:
+    alone = experiment.parent / "alone"
+    copy_as_interrupted(ddp, alone, 3)
+    log = train(experiment, alone, "--resume", "--cfg-options", "train_dataloader.batch_size=4")
+    assert "Going on with other processes (2 before, 1 now)" in log
+    # The mask loss hardly depends on dropout in this short run, and on the frames it does.
+    mask = {step: values[1] for step, values in losses(alone).items()}
+    assert mask == pytest.approx({s: v[1] for s, v in losses(ddp).items() if s > 3}, rel=1e-3)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from projects.sa2va.checkpoints import DATA_SPLITS_FILE
+from projects.sa2va.engine import resume as resuming
 from projects.sa2va.engine.start import prepare_training
 from projects.sa2va.errors import CheckpointError
 from tests.broken_data import copy_experiment
@@ -36,7 +37,6 @@ def test_the_same_experiment_goes_on(experiment: Path, run: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"train_dataloader.batch_size": 1},
         {"optim_wrapper.optimizer.lr": 1e-6},
         {"param_scheduler.1.end": 8},
         {"model.mllm.lora.lora_alpha": 8},
@@ -51,6 +51,34 @@ def test_a_changed_config_is_refused(experiment: Path, run: Path, options: dict)
     key, value = next(iter(options.items()))
     assert f"{key.split('.', 1)[1]} = {value!r} (was " in caught.value.found
     assert "load_from=" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch_size", "fix"),
+    [
+        (1, 1, "set train_dataloader.batch_size=2"),
+        (2, 2, "set train_dataloader.batch_size=1"),
+        (3, 2, "start as many processes as before (1)"),
+    ],
+)
+def test_other_frames_an_iteration_are_refused(
+    experiment: Path, run: Path, monkeypatch, processes: int, batch_size: int, fix: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(CheckpointError, match="order of frames, schedule and iter") as caught:
+        resume(experiment, run, cfg_options={"train_dataloader.batch_size": batch_size})
+    assert "trained with 2 in each of 1" in caught.value.found
+    assert caught.value.fix.startswith(fix)
+
+
+def test_the_same_frames_in_more_processes_go_on(experiment: Path, run: Path, monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(resuming, "print_log", lambda text, **_: said.append(text))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    options = {"train_dataloader.batch_size": 1}
+    assert resume(experiment, run, cfg_options=options).resume is True
+    assert len(said) == 1
+    assert "other processes (1 before, 2 now)" in said[0]
 
 
 @pytest.mark.parametrize(

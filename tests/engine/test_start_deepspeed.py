@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from projects.sa2va.engine import resume as resuming
 from projects.sa2va.engine.start import prepare_training
 from projects.sa2va.errors import CheckpointError, ConfigError, SetupError
 
@@ -82,39 +83,30 @@ def test_clipping_that_deepspeed_does_not_know(experiment, tmp_path):
     assert "max_norm alone" in caught.value.expected
 
 
-def _shards(folder: Path, **meta) -> Path:
-    save(folder / "mp_rank_00_model_states.pt", seed=11, **meta)
-    (folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"")
-    return folder
+def test_resume_under_deepspeed_what_was_written_without_it(experiment, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(resuming, "print_log", lambda text, **_: said.append(text))
+    began = prepare_training(str(experiment), work_dir=str(tmp_path / "run"), seed=11)
+    path = save(tmp_path / "run" / "iter_2.pth", seed=11, cfg=began.pretty_text)
+    cfg = with_deepspeed(experiment, tmp_path / "run", resume=str(path))
+    assert cfg.resume is True
+    assert cfg.load_from == cfg.strategy.load_trained_from == str(path)
+    assert cfg.randomness.seed == 11
+    assert ["other strategy (DDP before, ZeRO-2 now)" in text for text in said] == [True]
 
 
 def test_resume_without_deepspeed_what_was_written_with_it(experiment, tmp_path):
-    path = _shards(tmp_path / "run" / "iter_2.pth")
-    with pytest.raises(CheckpointError, match="written with --deepspeed") as caught:
-        resume(experiment, tmp_path / "run", str(path))
-    assert "resume with --deepspeed" in caught.value.fix
-
-
-def test_resume_with_deepspeed_what_was_written_without_it(experiment, tmp_path):
-    path = save(tmp_path / "run" / "iter_2.pth")
-    with pytest.raises(CheckpointError, match="written without --deepspeed") as caught:
-        with_deepspeed(experiment, tmp_path / "run", resume=str(path))
-    assert f"load_from={path}" in caught.value.fix
-
-
-def test_resume_with_deepspeed(experiment, tmp_path):
     began = with_deepspeed(experiment, tmp_path / "run", seed=11)
-    path = _shards(tmp_path / "run" / "iter_2.pth", cfg=began.pretty_text)
-    cfg = with_deepspeed(experiment, tmp_path / "run", resume=str(path))
-    assert cfg.resume is True
-    assert cfg.load_from == str(path)
-    assert cfg.randomness.seed == 11  # of the run that goes on, as without DeepSpeed
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
-        with_deepspeed(experiment, tmp_path / "run", resume=str(tmp_path / "iter_3.pth"))
+    path = save(tmp_path / "run" / "iter_2.pth", seed=11, cfg=began.pretty_text)
+    cfg = resume(experiment, tmp_path / "run", str(path))
+    assert (cfg.resume, cfg.get("strategy")) == (True, None)
+    changed = {"optim_wrapper.clip_grad.max_norm": 0.25}
+    with pytest.raises(CheckpointError, match=r"clip_grad\.max_norm = 0\.25"):
+        resume(experiment, tmp_path / "run", str(path), cfg_options=changed)
 
 
-def test_resume_with_another_number_of_processes(experiment, tmp_path, monkeypatch):
-    path = _shards(tmp_path / "run" / "iter_2.pth")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(CheckpointError, match="shards of 1 processes, this run has 2"):
-        with_deepspeed(experiment, tmp_path / "run", resume=str(path))
+def test_a_folder_of_shards_is_no_checkpoint_to_go_on_from(experiment, tmp_path):
+    folder = tmp_path / "run" / "iter_2.pth"
+    save(folder / "mp_rank_00_model_states.pt", training_state=False)
+    with pytest.raises(CheckpointError, match="cannot be consolidated"):
+        with_deepspeed(experiment, tmp_path / "run", resume=str(folder))

@@ -1,11 +1,6 @@
 """Weights in and out: our own checkpoints, DeepSpeed folders, provenance."""
 
-from .deepspeed_folder import (
-    allow_deepspeed_classes,
-    check_shards,
-    is_deepspeed_folder,
-    read_deepspeed_meta,
-)
+from .deepspeed_folder import is_deepspeed_folder
 from .provenance import DATA_SPLITS_FILE, pack_message_hub, provenance, unpack_message_hub
 from .store import (
     LoadReport,
@@ -24,17 +19,14 @@ __all__ = [
     "DATA_SPLITS_FILE",
     "LoadReport",
     "added_tokens",
-    "allow_deepspeed_classes",
     "build_model_from_checkpoint",
     "changed_frozen_state",
     "check_resumable",
-    "check_shards",
     "is_deepspeed_folder",
     "load_trained",
     "pack_message_hub",
     "provenance",
     "read_checkpoint",
-    "read_deepspeed_meta",
     "read_stored_config",
     "sha256_of",
     "unpack_message_hub",

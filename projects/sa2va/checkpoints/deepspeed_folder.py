@@ -31,45 +31,6 @@ def is_deepspeed_folder(path: Path) -> bool:
     return path.is_dir() and any(path.glob("*model_states.pt"))
 
 
-def read_deepspeed_meta(path: Path) -> dict[str, Any]:
-    """Reads the provenance of a DeepSpeed folder, without its weights.
-
-    Raises:
-        CheckpointError: the file that holds it cannot be read.
-    """
-    allow_deepspeed_classes()
-    first = sorted(path.glob("*model_states.pt"))[0]
-    try:
-        with mmengine_objects():
-            states = torch.load(first, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        # As of any damaged file: whatever the unpickler stumbles over.
-        raise CheckpointError(
-            found=f"{first} is damaged, cut short or no file of torch ({type(error).__name__})",
-            expected="a whole DeepSpeed checkpoint folder",
-            fix="copy the whole folder again, or use an earlier checkpoint",
-        ) from error
-    return dict(states.get("meta", {}))
-
-
-def check_shards(path: Path, world_size: int) -> None:
-    """Raises CheckpointError unless ``path`` holds the shards of ``world_size`` processes."""
-    if not is_deepspeed_folder(path):
-        raise CheckpointError(
-            found=f"{path} is not a DeepSpeed checkpoint folder",
-            expected="a folder written under --deepspeed (iter_*.pth with *_states.pt inside)",
-            fix="resume without --deepspeed, or give the folder that last_checkpoint names",
-        )
-    shards = len(list(path.glob("*_optim_states.pt")))
-    if shards != world_size:
-        raise CheckpointError(
-            found=f"{path} holds the shards of {shards} processes, this run has {world_size}",
-            expected="the same number of processes",
-            fix=f"start with {shards} processes, or begin a new run from these weights with "
-            f"--cfg-options load_from={path}",
-        )
-
-
 def read_deepspeed_folder(path: Path) -> dict[str, Any]:
     """Consolidates the shards to float32 and reads the provenance beside them.
 

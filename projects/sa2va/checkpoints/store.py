@@ -269,13 +269,12 @@ def added_tokens(model: Sa2VAModel) -> dict[str, int]:
     return dict(zip(names, ids, strict=True))
 
 
-def check_resumable(checkpoint: dict[str, Any], path: str | os.PathLike, world_size: int) -> None:
-    """Raises CheckpointError when a run could not be continued exactly from ``checkpoint``.
+def check_resumable(checkpoint: dict[str, Any], path: str | os.PathLike) -> None:
+    """Raises CheckpointError when a run could not be continued from ``checkpoint``.
 
     Args:
-        checkpoint: what :func:`read_checkpoint` gave for a file.
+        checkpoint: what :func:`read_checkpoint` gave.
         path: where it came from, for messages.
-        world_size: number of processes of this run.
     """
     missing = [key for key in ("optimizer", "message_hub") if key not in checkpoint]
     start_anew = f"to begin a new run from these weights: --cfg-options load_from={path}"
@@ -288,15 +287,8 @@ def check_resumable(checkpoint: dict[str, Any], path: str | os.PathLike, world_s
     if missing:
         raise CheckpointError(
             found=f"{path} holds no {' and no '.join(missing)}",
-            expected="a checkpoint with training state (iter_*.pth of a run without --deepspeed)",
+            expected="a checkpoint with training state (iter_*.pth)",
             fix=f"resume from the iter_*.pth that last_checkpoint names; {start_anew}",
-        )
-    written_by = checkpoint["meta"]["world_size"]
-    if written_by != world_size:
-        raise CheckpointError(
-            found=f"{path} was written by {written_by} processes, this run has {world_size}",
-            expected="the same number of processes: the order of frames depends on it",
-            fix=f"start with {written_by} processes; {start_anew}",
         )
 
 

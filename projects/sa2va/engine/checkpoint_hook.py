@@ -9,10 +9,11 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
+from projects.sa2va.checkpoints.store import sync_folder
 from projects.sa2va.errors import CheckpointError, ConfigError
 from projects.sa2va.evaluation.writer import write_atomic
 
-from .folders import remove_on_first, sync_folder
+from .folders import remove_on_first
 
 POINTER = "last_checkpoint"
 

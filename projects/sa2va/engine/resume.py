@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,14 @@ from mmengine.logging import print_log
 
 from projects.sa2va.checkpoints import (
     check_resumable,
-    check_shards,
-    is_deepspeed_folder,
     read_checkpoint,
-    read_deepspeed_meta,
     read_stored_config,
 )
 from projects.sa2va.config import flatten
 from projects.sa2va.errors import CheckpointError, listing
 
 # What decides the losses of a run. Everything else (validation, logging, folders) may change.
-_SECTIONS = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "strategy")
+_SECTIONS = ("model", "train_dataloader", "optim_wrapper", "param_scheduler")
 # Within them: how fast, where from, and how predictions are made. The base weights are compared
 # by their fingerprint, the frames and labels by their hash.
 _FREE_KEYS = {
@@ -30,7 +28,6 @@ _FREE_KEYS = {
     "data_root",
     "gradient_checkpointing",
     "init_device",
-    "load_trained_from",
     "max_new_tokens",
     "max_phrases_per_pass",
     "num_workers",
@@ -60,21 +57,10 @@ def set_resume(cfg: Config, resume: str, seed: int | None) -> dict[str, Any] | N
     if found is None:
         print_log(f"Nothing to resume in {cfg.work_dir}: starting afresh", logger="current")
         return None
-    path, zero = Path(found), cfg.get("strategy") is not None
-    if path.exists() and is_deepspeed_folder(path) != zero:
-        raise CheckpointError(
-            found=f"{path} was written with{'out' if zero else ''} --deepspeed",
-            expected="to resume in the way it was trained",
-            fix=f"resume with{'out' if zero else ''} --deepspeed, or {_start_anew(path)}",
-        )
-    world_size = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
-    if zero and path.exists():
-        check_shards(path, world_size)
-        meta = read_deepspeed_meta(path)
-    else:
-        checkpoint = read_checkpoint(path)
-        check_resumable(checkpoint, path, world_size)
-        meta = checkpoint["meta"]
+    path = Path(found)
+    checkpoint = read_checkpoint(path)
+    check_resumable(checkpoint, path)
+    meta = checkpoint["meta"]
     if seed is not None and seed != meta["seed"]:
         raise CheckpointError(
             found=f"--seed {seed} and --resume from a run with seed {meta['seed']}",
@@ -83,6 +69,8 @@ def set_resume(cfg: Config, resume: str, seed: int | None) -> dict[str, Any] | N
         )
     cfg.randomness.seed = meta["seed"]
     cfg.resume, cfg.load_from = True, str(path)
+    if cfg.get("strategy") is not None:
+        cfg.strategy.load_trained_from = str(path)
     return meta
 
 
@@ -111,18 +99,14 @@ def check_same_experiment(cfg: Config, meta: dict[str, Any], path: str) -> None:
     """Raises CheckpointError when the config would train on otherwise than it began.
 
     Optimiser and schedule are restored from the checkpoint, so a changed learning rate would be
-    ignored; a changed batch size would move the place in the data.
+    ignored; another number of frames an iteration would move the place in the data. The strategy
+    (DDP, FSDP2, DeepSpeed's stages) may change, and so may the number of processes, where the batch
+    of a process changes with it.
     """
+    world_size = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
     stored = read_stored_config(meta["cfg"], path)
-    before, now = (
-        {
-            key: value
-            for section in _SECTIONS
-            for key, value in flatten({section: config.get(section)}).items()
-            if key.split(".")[-1] not in _FREE_KEYS
-        }
-        for config in (stored.to_dict(), cfg.to_dict())
-    )
+    _check_frames(cfg, world_size, stored, meta["world_size"], path)
+    before, now = _recipe(stored), _recipe(cfg)
     changed = [
         f"{key} = {now.get(key)!r} (was {before.get(key)!r})"
         for key in sorted(before.keys() | now.keys())
@@ -135,6 +119,66 @@ def check_same_experiment(cfg: Config, meta: dict[str, Any], path: str) -> None:
             "the uninterrupted one",
             fix=f"take the changes back, or {_start_anew(path)}",
         )
+    others = {
+        "processes": (meta["world_size"], world_size),
+        "strategy": (_strategy(stored), _strategy(cfg)),
+    }
+    for what, (was, now_is) in others.items():
+        if was != now_is:
+            print_log(
+                f"Going on with other {what} ({was} before, {now_is} now): the same frames a step, "
+                "but dropout, sampled points and rounding are others",
+                logger="current",
+                level=logging.WARNING,
+            )
+
+
+def _check_frames(cfg: Config, processes: int, stored: Config, before: int, path: str) -> None:
+    """The frames of an iteration are those of the run that goes on, whoever has which of them."""
+    was = before * stored.train_dataloader.batch_size
+    if processes * cfg.train_dataloader.batch_size == was:
+        return
+    if was % processes == 0:
+        fix = f"set train_dataloader.batch_size={was // processes}"
+    else:
+        fix = f"start as many processes as before ({before})"
+    raise CheckpointError(
+        found=f"train_dataloader.batch_size={cfg.train_dataloader.batch_size} in each of "
+        f"{processes} process(es), and {path}, which was trained with "
+        f"{stored.train_dataloader.batch_size} in each of {before}",
+        expected=f"{was} frames an iteration: order of frames, schedule and iterations count on it",
+        fix=f"{fix}, or {_start_anew(path)}",
+    )
+
+
+def _recipe(config: Config) -> dict[str, Any]:
+    """What must be equal, by key with dots, in the words of a config without DeepSpeed."""
+    plain = config.to_dict()
+    strategy, wrapper = plain.get("strategy") or {}, dict(plain.get("optim_wrapper") or {})
+    if "gradient_accumulation_steps" in strategy:
+        wrapper["accumulative_counts"] = strategy["gradient_accumulation_steps"]
+        wrapper["clip_grad"] = {"max_norm": strategy["gradient_clipping"]}
+    wrapper.setdefault("accumulative_counts", 1)
+    wrapper["clip_grad"] = wrapper.get("clip_grad") or {"max_norm": 0.0}
+    wrapper.pop("type", None)
+    plain["optim_wrapper"] = {key: value for key, value in wrapper.items() if value is not None}
+    flat = {
+        key: value
+        for section in _SECTIONS
+        for key, value in flatten({section: plain.get(section)}).items()
+        if key.split(".")[-1] not in _FREE_KEYS
+    }
+    flat.pop("train_dataloader.batch_size", None)  # see _check_frames
+    return flat
+
+
+def _strategy(config: Config) -> str:
+    """Name of a config's strategy, for messages."""
+    strategy = config.get("strategy")
+    if strategy is None:
+        return "DDP"
+    stage = strategy.get("config", {}).get("zero_optimization", {}).get("stage")
+    return strategy["type"] if stage is None else f"ZeRO-{stage}"
 
 
 def check_same_data(train_hash: str, meta: dict[str, Any], path: str) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from projects.sa2va.checkpoints import (
@@ -57,7 +58,71 @@ class CheckpointsOfOurs:
         with explain_out_of_memory(self):
             return super().test()
 
-    def checkpoint_meta(self, meta: dict[str, Any] | None, by_epoch: bool) -> dict[str, Any]:
+    def trained_state(self) -> dict[str, Tensor]:
+        """What was trained, whole and on the CPU; all processes take part.
+
+        Where a strategy shards, only the first process has it.
+        """
+        return bare_model(self.model).trained_state_dict()
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """State dict of the optimiser wrapper, as :meth:`trained_state`."""
+        return self.optim_wrapper.state_dict()
+
+    def changed_frozen(self) -> dict[str, Tensor]:
+        """Frozen weights that a checkpoint replaced, on the CPU."""
+        return changed_frozen_state(bare_model(self.model))
+
+    def restore_progress(self, checkpoint: dict[str, Any]) -> None:
+        """Schedule, log and position of a run that goes on."""
+        if self.param_schedulers is not None:
+            for scheduler, state in zip(
+                self.param_schedulers, checkpoint["param_schedulers"], strict=True
+            ):
+                scheduler.load_state_dict(state)
+        unpack_message_hub(self.message_hub, checkpoint["message_hub"])
+        self.train_loop._epoch = checkpoint["meta"]["epoch"]
+        self.train_loop._iter = checkpoint["meta"]["iter"]
+        self._has_loaded = True
+        self.logger.info(f"Resuming after iteration {self.iter}")
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
+        """Writes what was trained, its training state and provenance as one file, atomically.
+
+        All processes call it, and take part in gathering what is sharded; the first writes.
+        """
+        model = bare_model(self.model)
+        trained = self.trained_state()
+        optimizer = self.optimizer_state() if save_optimizer else None
+        if not is_main_process():
+            return
+        checkpoint: dict[str, Any] = {
+            "meta": self._checkpoint_meta(meta, by_epoch),
+            "state_dict": trained,
+        }
+        if model.changed_frozen:
+            checkpoint["changed_frozen"] = self.changed_frozen()
+        if optimizer is not None:
+            checkpoint["message_hub"] = pack_message_hub(self.message_hub)
+            checkpoint["optimizer"] = apply_to(optimizer, torch.is_tensor, lambda x: x.cpu())
+        if save_param_scheduler and self.param_schedulers is not None:
+            checkpoint["param_schedulers"] = [
+                _plain_scheduler_state(s.state_dict()) for s in self.param_schedulers
+            ]
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        write_atomically(checkpoint, Path(out_dir) / filename)
+
+    def _checkpoint_meta(self, meta: dict[str, Any] | None, by_epoch: bool) -> dict[str, Any]:
         """Provenance and position of a checkpoint, plain types only."""
         meta = dict(meta or {})
         meta.setdefault("epoch", self.epoch + 1 if by_epoch else self.epoch)
@@ -108,58 +173,18 @@ class Sa2VARunner(CheckpointsOfOurs, Runner):
         """Continues a run: weights, optimiser, schedulers, log and position.
 
         Raises:
-            CheckpointError: the checkpoint holds no training state (a best_*.pth), was written by
-                another number of processes, or does not fit the model.
+            CheckpointError: the checkpoint holds no training state (a best_*.pth), or does not fit
+                the model.
         """
         checkpoint = read_checkpoint(filename)
-        check_resumable(checkpoint, filename, self.world_size)
+        check_resumable(checkpoint, filename)
         self.load_report = load_trained(bare_model(self.model), checkpoint, filename)
         self.logger.info(self.load_report.text())
         self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
         self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
         if self.param_schedulers is not None:
             self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
-            for scheduler, state in zip(
-                self.param_schedulers, checkpoint["param_schedulers"], strict=True
-            ):
-                scheduler.load_state_dict(state)
-        unpack_message_hub(self.message_hub, checkpoint["message_hub"])
-        self.train_loop._epoch = checkpoint["meta"]["epoch"]
-        self.train_loop._iter = checkpoint["meta"]["iter"]
-        self._has_loaded = True
-        self.logger.info(f"Resuming after iteration {self.iter}")
-
-    @master_only
-    def save_checkpoint(
-        self,
-        out_dir: str,
-        filename: str,
-        file_client_args: dict | None = None,
-        save_optimizer: bool = True,
-        save_param_scheduler: bool = True,
-        meta: dict | None = None,
-        by_epoch: bool = True,
-        backend_args: dict | None = None,
-    ) -> None:
-        """Writes what was trained, its training state and provenance, atomically."""
-        model = bare_model(self.model)
-        checkpoint: dict[str, Any] = {
-            "meta": self.checkpoint_meta(meta, by_epoch),
-            "state_dict": model.trained_state_dict(),
-        }
-        if model.changed_frozen:
-            checkpoint["changed_frozen"] = changed_frozen_state(model)
-        if save_optimizer:
-            checkpoint["message_hub"] = pack_message_hub(self.message_hub)
-            checkpoint["optimizer"] = apply_to(
-                self.optim_wrapper.state_dict(), torch.is_tensor, lambda x: x.cpu()
-            )
-        if save_param_scheduler and self.param_schedulers is not None:
-            checkpoint["param_schedulers"] = [
-                _plain_scheduler_state(s.state_dict()) for s in self.param_schedulers
-            ]
-        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
-        write_atomically(checkpoint, Path(out_dir) / filename)
+        self.restore_progress(checkpoint)
 
 
 def _plain_scheduler_state(state: dict[str, Any]) -> dict[str, Any]:

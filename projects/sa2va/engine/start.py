@@ -24,7 +24,7 @@ from projects.sa2va.datasets.integrity import check_dataset, check_splits, split
 from projects.sa2va.errors import ConfigError, SetupError, listing, suggest
 from projects.sa2va.evaluation.writer import write_atomic
 
-from .folders import put_back, remove_half_written
+from .folders import remove_half_written
 from .resume import check_same_data, check_same_experiment, set_resume
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,7 +63,6 @@ def prepare_training(
     if deepspeed is not None:
         _use_deepspeed(cfg, deepspeed, distributed)
     cfg.resume = False  # a dumped config of a resumed run says True
-    put_back(Path(cfg.work_dir))
     meta = set_resume(cfg, resume, seed) if resume is not None else None
     if meta is None and cfg.get("load_from"):
         read_checkpoint(cfg.load_from)
