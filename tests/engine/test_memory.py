@@ -35,16 +35,26 @@ class Allocator:
 
     def __init__(self) -> None:
         self.held = self.peak = 0
+        self.reserved = self.peak_reserved = 0
 
     def take(self, n: int) -> None:
         self.held += n
         self.peak = max(self.peak, self.held)
+        # Memory is taken from the card in pieces of 64 bytes, and given back only on request.
+        self.reserved = max(self.reserved, -(-self.held // 64) * 64)
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
 
     def max_memory_allocated(self, device: object = None) -> int:
         return self.peak
 
+    def max_memory_reserved(self, device: object = None) -> int:
+        return self.peak_reserved
+
+    def empty_cache(self) -> None:
+        self.reserved = -(-self.held // 64) * 64
+
     def reset_peak_memory_stats(self, device: object = None) -> None:
-        self.peak = self.held
+        self.peak, self.peak_reserved = self.held, self.reserved
 
 
 def test_each_part_has_the_peak_of_its_own_time() -> None:
@@ -65,6 +75,21 @@ def test_each_part_has_the_peak_of_its_own_time() -> None:
     assert recorder.take() == {None: 10, "vision": 10}
 
 
+def test_what_the_allocator_holds_beside_what_is_in_use() -> None:
+    cuda = Allocator()
+    recorder = MemoryRecorder(cuda)
+    cuda.take(100)
+    recorder.mark("vision")
+    cuda.take(-90)
+    recorder.mark(None)
+    held = []
+    for _ in range(3):
+        recorder.take()
+        held.append(recorder.take_reserved())
+        cuda.empty_cache()
+    assert held == [128, 128, 64]  # the second time began with what was still held
+
+
 def test_the_highest_of_several_steps_counts() -> None:
     cuda = Allocator()
     recorder = MemoryRecorder(cuda)
@@ -80,7 +105,7 @@ def test_the_highest_of_several_steps_counts() -> None:
 
 def test_parts_of_a_training_step_are_logged(experiment: Path, tmp_path: Path, monkeypatch) -> None:
     cuda = Allocator()
-    for name in ("max_memory_allocated", "reset_peak_memory_stats"):
+    for name in ("max_memory_allocated", "max_memory_reserved", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
     runner = build(
         experiment,
@@ -109,6 +134,7 @@ def test_parts_of_a_training_step_are_logged(experiment: Path, tmp_path: Path, m
     assert [row["memory/optimiser"] for row in rows] == [0.0, 6.0]
     for row in rows:
         assert [row[f"memory/{part}"] for part in STEP_PARTS[:5]] == [1.0, 2.0, 3.0, 4.0, 5.0]
+        assert row["memory/reserved"] >= 5.0
     log = next((tmp_path / "run").glob("*/*.log")).read_text()
     assert "GiB: vision 1.00, language 2.00, sam2 3.00, masks 4.00, backward 5.00" in log
 

@@ -223,6 +223,9 @@ def test_errors(call, ours, f1, f7, config, tmp_path) -> None:
     text = call("convert", f7, out, "--to", "sa2va").refused("ConfigError")
     assert "without --config: it does not say which base it stands on" in text
     assert "model.mllm.lora.lora_alpha=" in text
+    for path in (ours[0], f1):
+        text = call("convert", path, out, "--to", "native", "--cfg-options", "model.mllm.lora.r=4")
+        assert "--cfg-options without --config (model.mllm.lora.r)" in text.refused("ConfigError")
     ended = call("convert", f1, out, "--to", "native", "--config", config)
     assert "a whole model" in ended.refused("ConfigError")
     for to in ("adapter", "trainable"):

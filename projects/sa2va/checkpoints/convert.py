@@ -57,6 +57,13 @@ def load_any(
     Raises:
         UserError: as ``read_checkpoint``, ``load_config`` and the model.
     """
+    if options and config is None:
+        raise ConfigError(
+            found=f"--cfg-options without --config ({listing(options)})",
+            expected="a config file that the options change; the config inside a checkpoint, or of "
+            "a whole model, is used as it is",
+            fix="add --config CONFIG, or leave --cfg-options out",
+        )
     if not path.exists() or path.is_file() or is_deepspeed_folder(path) or _is_adapter(path):
         checkpoint = read_checkpoint(path)
         meta = checkpoint["meta"]

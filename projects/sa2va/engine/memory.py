@@ -61,8 +61,10 @@ class MemoryRecorder:
 
     def __init__(self, cuda: Any = torch.cuda) -> None:
         self._peak: Callable[[], int] = cuda.max_memory_allocated
+        self._peak_reserved: Callable[[], int] = cuda.max_memory_reserved
         self._reset: Callable[[], None] = cuda.reset_peak_memory_stats
         self.part: str | None = None
+        self._reserved = 0
         self._peaks: dict[str | None, int] = {}
 
     def mark(self, part: str | None) -> None:
@@ -71,6 +73,7 @@ class MemoryRecorder:
         The peak of a part includes what was held when it began.
         """
         self._peaks[self.part] = max(self._peak(), self._peaks.get(self.part, 0))
+        self._reserved = max(self._peak_reserved(), self._reserved)
         self._reset()
         self.part = part
 
@@ -79,6 +82,11 @@ class MemoryRecorder:
         self.mark(self.part)
         peaks, self._peaks = self._peaks, {}
         return peaks
+
+    def take_reserved(self) -> int:
+        """The most that the allocator held of the card, in bytes; :meth:`take` comes first."""
+        reserved, self._reserved = self._reserved, 0
+        return reserved
 
     def highest(self) -> int:
         """The highest peak since the last :meth:`take`, in bytes."""
@@ -129,15 +137,16 @@ class MemoryHook(Hook):
         """Peaks since the last call in GiB, the highest of all processes; all call it together.
 
         Returns:
-            One entry for each of :data:`STEP_PARTS`, and ``highest``.
+            One entry for each of :data:`STEP_PARTS`, ``reserved`` (what the allocator held, free
+            pieces included: this is what must fit) and ``highest``.
         """
         if self.recorder is None:
             return {}
-        taken = self.recorder.take()
-        values = [*(taken.get(part, 0) for part in STEP_PARTS), max(taken.values())]
+        taken, reserved = self.recorder.take(), self.recorder.take_reserved()
+        values = [*(taken.get(part, 0) for part in STEP_PARTS), reserved, max(taken.values())]
         gathered = torch.tensor(values, dtype=torch.int64)
         all_reduce(gathered, "max")
-        names = (*STEP_PARTS, "highest")
+        names = (*STEP_PARTS, "reserved", "highest")
         return {name: n / GIB for name, n in zip(names, gathered.tolist(), strict=True)}
 
 
