@@ -176,7 +176,7 @@ def _strategy(config: Config) -> str:
     """Name of a config's strategy, for messages."""
     strategy = config.get("strategy")
     if strategy is None:
-        return "DDP"
+        return "FSDP2" if config.get("runner_type") == "Sa2VAShardedRunner" else "DDP"
     stage = strategy.get("config", {}).get("zero_optimization", {}).get("stage")
     return strategy["type"] if stage is None else f"ZeRO-{stage}"
 
