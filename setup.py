@@ -23,5 +23,6 @@ setup(
     extras_require={
         "dev": PINS["specs"](PINS["DEV"]),
         "quantization": PINS["specs"](PINS["QUANTIZATION"]),
+        "tensorboard": PINS["specs"](PINS["TENSORBOARD"]),
     },
 )

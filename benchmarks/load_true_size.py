@@ -10,7 +10,7 @@ load    model.pretrained as configs/_base_/models/sa2va_released_8b.py has it: f
 sa2va   tools/convert.py --to sa2va; afterwards every tensor of it is compared with the source's
 native  tools/convert.py --to native; likewise, under our names
 
-Sizes: ``8b`` InternVL3-8B (untied) and SAM2-L, ``2b`` InternVL3-2B (tied) and SAM2-L, ``tiny``
+Sizes: ``8b`` InternVL3-8B and SAM2-L, ``2b`` InternVL3-2B and SAM2-L (both untied), ``tiny``
 for trying this script. Names and shapes are those of transformers' modules on the meta device, by
 way of weights/tables.py.
 
@@ -79,7 +79,6 @@ def model_configs(size: str, tokenizer: Any) -> tuple[Any, dict[str, Any]]:
     text["vocab_size"] = text["vocab_size"] + 5 if "vocab_size" in text else len(tokenizer)
     if size == "2b":
         text |= _TEXT_2B
-        mllm["tie_word_embeddings"] = text["tie_word_embeddings"] = True
     text["model_type"] = "qwen2"
     # The prompt and the mask decoder keep their published width: the video memory fits it.
     vision.pop("fpn_hidden_size", None)

@@ -2,7 +2,7 @@
 
     python benchmarks/load_true_size.py --size 8b --work-dir work_dirs/true_size --stages write
     python benchmarks/several_cards.py --gpus 4 --data work_dirs/bench_data \\
-        --weights work_dirs/true_size/source --memory-gib 23.68 --out results.json
+        --weights work_dirs/true_size/released_8b --memory-gib 23.68 --out results.json
 
 Every case is a run of ``tools/dist.sh train`` on weights that are read from files, as a user's are
 (``load_true_size.py`` writes them: random numbers in the released format). Each process is capped

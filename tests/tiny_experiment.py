@@ -66,7 +66,7 @@ TINY: dict[str, Any] = dict(
     train_cfg=dict(max_iters=4, val_interval=2),
     default_hooks=dict(logger=dict(interval=1), checkpoint=dict(interval=2)),
     log_processor=dict(window_size=1),
-    test_evaluator=dict(pictures=dict(best=1, worst=1, random=1)),
+    test_evaluator=dict(pictures=dict(best=1, worst=1, random=1), html_report=False),
 )
 
 

@@ -7,7 +7,8 @@
 # GPUS is the number of processes on this machine: one a card, or gloo processes on the CPU where
 # there is no NVIDIA card. Environment:
 #   DEEPSPEED    deepspeed_zero1, _zero2, _zero2_offload, _zero3, _zero3_offload or a JSON file
-#                (training only); not set: plain data parallel
+#                (training only)
+#   STRATEGY     ddp (plain data parallel, the default) or fsdp2 (training only, without DEEPSPEED)
 #   NNODES       machines (1)                   MASTER_ADDR  address of the first one (127.0.0.1)
 #   NODE_RANK    number of this machine (0)     PORT         port of the first one (29500; on one
 #   PYTHON       Python to run (.venv's)                     machine a random free one)
@@ -40,6 +41,7 @@ check_verb "$verb"
 check_number GPUS "$gpus"
 check_config "$config"
 deepspeed_args "$verb"
+strategy_args "$verb"
 nnodes=${NNODES:-1} node_rank=${NODE_RANK:-0}
 check_number NNODES "$nnodes"
 if ! [[ $node_rank =~ ^[0-9]+$ ]] || ((node_rank >= nnodes)); then
@@ -81,7 +83,8 @@ pass_on() {  # SIGNAL STATUS
 "$PYTHON" -m torch.distributed.run --nnodes "$nnodes" --node_rank "$node_rank" \
   --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$PORT" --nproc_per_node "$gpus" \
   --signals_to_handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 ${torchrun_args[@]+"${torchrun_args[@]}"} \
-  "$ROOT/tools/$verb.py" "$config" ${DEEPSPEED_ARGS[@]+"${DEEPSPEED_ARGS[@]}"} "$@" \
+  "$ROOT/tools/$verb.py" "$config" ${DEEPSPEED_ARGS[@]+"${DEEPSPEED_ARGS[@]}"} \
+  ${STRATEGY_ARGS[@]+"${STRATEGY_ARGS[@]}"} "$@" \
   --launcher pytorch &
 launcher=$!
 trap 'pass_on TERM 143' TERM

@@ -74,6 +74,25 @@ deepspeed_args() {
   fi
 }
 
+# Sets STRATEGY_ARGS for the verb $1 from STRATEGY.
+strategy_args() {
+  STRATEGY_ARGS=()
+  [[ -n ${STRATEGY:-} ]] || return 0
+  if [[ $STRATEGY != ddp && $STRATEGY != fsdp2 ]]; then
+    fail "STRATEGY=$STRATEGY$(nearest "$STRATEGY" ddp fsdp2)" \
+      "ddp or fsdp2 (DeepSpeed's stages are DEEPSPEED=...)" "correct or unset STRATEGY"
+  fi
+  if [[ -n ${DEEPSPEED:-} ]]; then
+    fail "STRATEGY=$STRATEGY and DEEPSPEED=$DEEPSPEED" \
+      "one of them: DeepSpeed is a strategy itself" "unset one of them"
+  fi
+  if [[ $1 == train ]]; then
+    STRATEGY_ARGS=(--strategy "$STRATEGY")
+  else
+    echo "$(basename "$0"): STRATEGY=$STRATEGY is for training; testing does without" >&2
+  fi
+}
+
 # Sets PYTHON: the caller's, else that of .venv, else python3.
 find_python() {
   if [[ -z ${PYTHON:-} ]]; then

@@ -93,6 +93,7 @@ def main() -> None:
     print(f"Dice on held-out frames: {trained:.3f} (untrained model: {untrained or 0.0:.3f})")
     print(f"Metrics:  {after / 'metrics.json'}  and  {after / 'per_frame.csv'}")
     print(f"Pictures: {after / 'pictures'}")
+    print(f"Page:     {after / 'report.html'}")
     print(f"Weights:  {checkpoint}")
     if not args.arcade and trained < REQUIRED_DICE:
         raise SystemExit(f"Dice {trained:.3f} is below the {REQUIRED_DICE} that the demo promises")

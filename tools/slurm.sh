@@ -8,7 +8,7 @@
 #   GPUS_PER_NODE  cards of a machine (8, or GPUS where that is less)
 #   CPUS_PER_TASK  cores for each card (4)
 #   SRUN_ARGS      more arguments for srun, separated by blanks
-#   DEEPSPEED      as for tools/dist.sh           PYTHON  Python to run (.venv's)
+#   DEEPSPEED, STRATEGY  as for tools/dist.sh     PYTHON  Python to run (.venv's)
 set -euo pipefail
 # shellcheck source=tools/launch_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch_lib.sh"
@@ -22,6 +22,7 @@ check_verb "$verb"
 check_number GPUS "$gpus"
 check_config "$config"
 deepspeed_args "$verb"
+strategy_args "$verb"
 per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 check_number GPUS_PER_NODE "$per_node"
 check_number CPUS_PER_TASK "${CPUS_PER_TASK:-4}"
@@ -43,4 +44,5 @@ read -r -a srun_args <<<"${SRUN_ARGS:-}"
 exec srun --partition "$partition" --job-name "$job" --gres "gpu:$per_node" --ntasks "$gpus" \
   --ntasks-per-node "$per_node" --cpus-per-task "${CPUS_PER_TASK:-4}" --kill-on-bad-exit=1 \
   ${srun_args[@]+"${srun_args[@]}"} "$PYTHON" -u "$ROOT/tools/$verb.py" "$config" \
-  ${DEEPSPEED_ARGS[@]+"${DEEPSPEED_ARGS[@]}"} "$@" --launcher slurm
+  ${DEEPSPEED_ARGS[@]+"${DEEPSPEED_ARGS[@]}"} \
+  ${STRATEGY_ARGS[@]+"${STRATEGY_ARGS[@]}"} "$@" --launcher slurm

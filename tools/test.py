@@ -1,9 +1,11 @@
 """Tests a checkpoint: predicts every frame once, scores, writes maps, masks and pictures.
 
     python tools/test.py CONFIG --checkpoint FILE [--work-dir DIR] [--out DIR] [--show-dir DIR]
+                         [--metrics fast] [--split val] [--threshold 0.4]
     bash tools/dist.sh test CONFIG GPUS --checkpoint FILE
 
-Results go to <work-dir>/<timestamp>/, or to --out.
+Results go to <work-dir>/<timestamp>/, or to --out. The threshold is that of the file which
+tools/tune_threshold.py wrote beside the checkpoint, or else test_evaluator.threshold.
 """
 
 from __future__ import annotations
@@ -32,6 +34,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", help="folder of the results (default: <work-dir>/<timestamp>)")
     parser.add_argument("--show-dir", help="folder of the pictures (default: pictures/ in --out)")
     parser.add_argument(
+        "--metrics", nargs="+", help="all, fast or names (default: test_evaluator.metric_set)"
+    )
+    parser.add_argument(
+        "--split", choices=["test", "val"], help="frames to score (default: the config's test set)"
+    )
+    parser.add_argument(
+        "--threshold", help="number, 'config', or a threshold file (default: see above)"
+    )
+    parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, help="overrides, key=value, keys with dots"
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
@@ -51,6 +62,9 @@ def main() -> None:
         work_dir=args.work_dir,
         out=args.out,
         show_dir=args.show_dir,
+        metrics=args.metrics[0] if args.metrics in (["all"], ["fast"]) else args.metrics,
+        split=args.split,
+        threshold=args.threshold,
         cfg_options=args.cfg_options,
     )
     cfg.launcher = args.launcher

@@ -1,7 +1,8 @@
 """Trains an experiment.
 
     python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--seed N]
-    bash tools/dist.sh train CONFIG GPUS          (several processes; DEEPSPEED=deepspeed_zero2 ...)
+    bash tools/dist.sh train CONFIG GPUS          (several processes; DEEPSPEED=deepspeed_zero2 ...
+                                                   or STRATEGY=fsdp2 ...)
 
 Everything that can be wrong with config, data, checkpoint and folder is checked first; then
 xtuner's training entry point runs the resolved config.
@@ -35,6 +36,12 @@ def parse_args() -> argparse.Namespace:
         "--deepspeed",
         metavar="NAME|FILE",
         help="deepspeed_zero1, _zero2, _zero2_offload, _zero3, _zero3_offload, or a JSON file",
+    )
+    parser.add_argument(
+        "--strategy",
+        choices=["ddp", "fsdp2"],
+        help="several processes without DeepSpeed: the whole model in each (ddp, the default), or "
+        "spread over them (fsdp2)",
     )
     parser.add_argument(
         "--resume",
@@ -79,6 +86,7 @@ def main() -> int:
         args.config,
         work_dir=args.work_dir,
         deepspeed=args.deepspeed,
+        strategy=args.strategy,
         resume=args.resume,
         seed=args.seed,
         cfg_options=args.cfg_options,

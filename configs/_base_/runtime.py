@@ -23,6 +23,7 @@ default_hooks = dict(
     memory=dict(type="MemoryHook"),
     stop=dict(type="StopOnSignal", signals=["SIGTERM", "SIGUSR1"]),
 )
+tensorboard = False  # True: curves for TensorBoard beside scalars.json; needs that package
 memory_budget_gib = None  # caps what a process takes of its card; None: all of it
 log_processor = dict(type="Sa2VALogProcessor", by_epoch=False, window_size=10)
 log_level = "INFO"
@@ -35,11 +36,13 @@ val_cfg = dict(type="Sa2VAValLoop")
 test_cfg = dict(type="Sa2VATestLoop")
 
 # A probability map becomes a mask where it is >= threshold. Choose it on validation frames.
-val_evaluator = dict(type="VesselMetric", threshold=0.5)
+val_evaluator = dict(type="VesselMetric", threshold=0.5, metric_set="fast")
 test_evaluator = dict(
     type="VesselMetric",
     threshold=0.5,
+    metric_set="all",
     save_probabilities="png",
     save_masks=True,
     pictures=dict(best=3, worst=3, random=3, seed=0),
+    html_report=True,
 )

@@ -12,4 +12,4 @@ from . import compat  # noqa: E402
 
 compat.apply()
 
-from . import datasets, engine, evaluation, models  # noqa: E402, F401
+from . import baselines, datasets, engine, evaluation, models  # noqa: E402, F401

@@ -29,6 +29,8 @@ from .errors import ConfigError, listing, suggest
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 SPLITS = ("train", "val", "test")
+# Switches that a word may stand for too.
+_WORDS = {"model.mllm.gradient_checkpointing": ("cpu",)}
 
 
 def load_config(
@@ -273,6 +275,8 @@ def _no_such_key(key: str, path: str, node: Mapping, schema: Any) -> ConfigError
 
 def _check_kind(key: str, old: Any, new: Any) -> None:
     """A group is not replaced by a value, nor a number or switch by text."""
+    if new in _WORDS.get(key, ()):
+        return
     number = isinstance(old, (int, float))
     if (isinstance(old, Mapping) and not isinstance(new, (Mapping, type(None)))) or (
         number and isinstance(new, str)

@@ -168,6 +168,10 @@ class Checker:
                 kinds = sorted(map(str, declared))
                 raise self._unknown_type(node.get("type"), kinds, Slot(), path)
             return self._declared_schema(declared[node["type"]], node, path)
+        if isinstance(declared, tuple):
+            schema = self._declared_schema(declared[0], node, path)
+            names = tuple(name for name in schema.names if name not in declared[1])
+            return replace(schema, names=names, required=schema.required.difference(declared[1]))
         if isinstance(declared, str):
             owner = get_object_from_string(declared)
             if owner is None:

@@ -19,7 +19,7 @@ from .evaluation import VesselMetric
 # Keys of the processor that fix token ids and tensor sizes: model and data must share them.
 SHARED_WITH_MODEL = (
     *("tokenizer", "added_tokens", "tile_size", "tokens_per_tile", "image_size"),
-    "reference_numerics",
+    *("reference_numerics", "image_only"),
 )
 
 _SPLITS = ("train", "val", "test")
@@ -83,6 +83,7 @@ class _Rules:
 
     def check(self) -> None:
         self._check_memory_budget()
+        self._check_near_duplicates()
         self._check_loops()
         for split in _SPLITS:
             self._check_loader(split)
@@ -103,6 +104,16 @@ class _Rules:
                 found=f"memory_budget_gib={budget!r}",
                 expected="GiB of a card that one process may take, more than 0, or None for all",
                 fix="memory_budget_gib=23.5, or None",
+            )
+
+    def _check_near_duplicates(self) -> None:
+        allowed = self.cfg.get("allow_near_duplicates", ())
+        named = isinstance(allowed, list | tuple) and all(isinstance(n, str) for n in allowed)
+        if not isinstance(allowed, bool) and not named:
+            raise self._error(
+                found=f"allow_near_duplicates={allowed!r}",
+                expected="a list of frames ('test/<frame>'), or True for all of them",
+                fix="allow_near_duplicates=['test/<frame>'], as the message names them",
             )
 
     def _check_loops(self) -> None:

@@ -5,6 +5,7 @@ argument's name to
 
 * a callable, or its dotted path as text: the dict holds keyword arguments of it;
 * a dict from a ``type`` value to one of these: the dict chooses by its ``type``;
+* a pair of one of these and a tuple of names: without those, which the class itself hands over;
 * None: the dict is free, nothing in it is checked.
 """
 
@@ -336,6 +337,7 @@ _ENV = plain(
 _READ_BY_THE_RUNNER = (
     *("model_wrapper_cfg", "find_unused_parameters", "sync_bn", "activation_checkpointing"),
     *("efficient_conv_bn_eval", "compile", "runner_type", "custom_imports", "memory_budget_gib"),
+    *("allow_near_duplicates", "tensorboard"),
 )
 
 ROOT = plain(

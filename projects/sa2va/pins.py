@@ -46,6 +46,10 @@ NO_DEPS: dict[str, str] = {"torchvision": "0.28.0", "xtuner": "0.2.0"}
 # some builds of torch that prints a warning at every start.
 QUANTIZATION: dict[str, str] = {"torchao": "0.18.0"}
 
+# The extra `tensorboard`: only for runs whose config says `tensorboard = True`. It brings a web
+# server, gRPC and protobuf, which nothing else here needs.
+TENSORBOARD: dict[str, str] = {"tensorboard": "2.21.0"}
+
 # The extra `dev`: what `make test` and `make lint` need.
 DEV: dict[str, str] = {
     "pytest": "9.2.0",

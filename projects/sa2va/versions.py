@@ -11,7 +11,7 @@ from collections.abc import Collection
 from importlib import metadata
 
 from .errors import SetupError, listing
-from .pins import ALTERNATIVES, NO_DEPS, ON_DEMAND, QUANTIZATION, REQUIRED
+from .pins import ALTERNATIVES, NO_DEPS, ON_DEMAND, QUANTIZATION, REQUIRED, TENSORBOARD
 
 OLDEST_PYTHON = (3, 11)
 
@@ -33,7 +33,7 @@ def installed_version(name: str) -> str | None:
 def pip_command(names: Collection[str]) -> str:
     """The pip call or calls that install the pinned versions of ``names``."""
     pip = f"{sys.executable} -m pip install"
-    pins = {**REQUIRED, **QUANTIZATION}
+    pins = {**REQUIRED, **QUANTIZATION, **TENSORBOARD}
     plain = [f"{name}=={pins[name]}" for name in names if name in pins]
     alone = [f"{name}=={NO_DEPS[name]}" for name in names if name in NO_DEPS]
     calls = [f"{pip} {' '.join(plain)}"] if plain else []

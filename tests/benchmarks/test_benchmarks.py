@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks import load_true_size
+from benchmarks import load_true_size, true_size
+from projects.sa2va.config import load_config
 from projects.sa2va.errors import SetupError
 from projects.sa2va.weights.layouts import open_source
 
@@ -31,6 +32,33 @@ def test_the_written_folder_is_a_released_sa2va_and_a_changed_copy_is_noticed(
     save_file(tensors, shard)
     with pytest.raises(RuntimeError, match="1 tensors differ"):
         load_true_size.compare(folder, copy, "sa2va")
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [
+        ("train 1024, batch 1", 128_936),
+        ("train 1024, batch 1, 8-bit AdamW", 128_936),
+        ("train 1024, batch 4, checkpointing to CPU", 128_936),
+        # Both tables of 351 x 32 instead of five rows of each.
+        ("2B: train 1024, batch 1, as the reference (modules_to_save)", 128_936 - 320 + 22_464),
+        ("predict 1024, batch 1, forced, NF4", 128_936),
+        ("predict 1024, batch 1, forced, LoRA merged", None),
+    ],
+)
+def test_a_case_of_every_kind_runs_on_a_tiny_model(
+    experiment: Path, name: str, trained: int | None
+) -> None:
+    row = true_size.measure(name, 1, config=experiment)
+    assert row["seconds"] > 0 and row["device"] == "cpu"
+    if trained is not None:
+        assert row["trainable_millions"] == pytest.approx(trained / 1e6)
+
+
+def test_the_options_of_every_case_are_keys_of_its_config() -> None:
+    for name, case in true_size.CASES.items():
+        cfg = load_config(true_size.CONFIGS / f"true_size_{case.size}.py", dict(case.options))
+        assert cfg.processor.image_size == (512 if " 512" in name else 1024), name
 
 
 def test_missing_golden_numbers_say_how_to_give_them(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from projects.sa2va.checkpoints import added_tokens, check_resumable, load_trained, read_checkpoint
+from projects.sa2va.checkpoints import check_resumable, load_trained, read_checkpoint
 from projects.sa2va.engine.runner import Sa2VARunner
 from projects.sa2va.engine.zero import _refuse_changed_frozen
 from projects.sa2va.errors import CheckpointError
@@ -49,13 +49,13 @@ def written(model: Sa2VAModel, folder: Path) -> Path:
     meta = {
         "format": "sa2va-vessel/1",
         "base_fingerprint": dict(model.base_fingerprint),
-        "added_tokens": added_tokens(model),
+        "added_tokens": model.added_tokens(),
     }
-    runner = SimpleNamespace(
-        model=model, checkpoint_meta=lambda *_: meta, call_hook=lambda *_, **__: None
-    )
-    Sa2VARunner.save_checkpoint(
-        runner, str(folder), "iter_1.pth", save_optimizer=False, save_param_scheduler=False
+    runner = object.__new__(Sa2VARunner)
+    runner.model, runner._checkpoint_meta = model, lambda *_: meta
+    runner.call_hook = lambda *_, **__: None
+    runner.save_checkpoint(
+        str(folder), "iter_1.pth", save_optimizer=False, save_param_scheduler=False
     )
     return folder / "iter_1.pth"
 

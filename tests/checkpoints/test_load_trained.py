@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from projects.sa2va.checkpoints import (
-    added_tokens,
     build_model_from_checkpoint,
     load_trained,
     read_checkpoint,
@@ -105,8 +104,8 @@ def test_another_number_of_added_tokens(tiny_config, payload):
 
 
 def test_added_tokens_names_and_ids(trained):
-    assert added_tokens(trained)["[SEG]"] == trained.processor.seg_token_id
-    assert list(added_tokens(trained).values()) == trained.processor.added_token_ids
+    assert trained.added_tokens()["[SEG]"] == trained.processor.seg_token_id
+    assert list(trained.added_tokens().values()) == trained.processor.added_token_ids
 
 
 def test_model_from_a_checkpoint_alone_predicts_bit_equal(trained, payload, tmp_path):

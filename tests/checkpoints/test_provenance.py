@@ -13,6 +13,7 @@ from mmengine.logging import MessageHub
 
 from projects.sa2va.checkpoints import (
     DATA_SPLITS_FILE,
+    TRAINING_RECORD,
     pack_message_hub,
     provenance,
     unpack_message_hub,
@@ -23,9 +24,12 @@ from projects.sa2va.checkpoints.store import FORMAT
 
 def test_provenance(trained, tmp_path):
     splits = {"train": {"frames": 2, "hash": "00ff"}}
-    (tmp_path / DATA_SPLITS_FILE).write_text(json.dumps(splits))
+    record = {TRAINING_RECORD: {"pixels": "00"}}
+    stored = {"train": splits["train"] | record}
+    (tmp_path / DATA_SPLITS_FILE).write_text(json.dumps(stored))
     meta = provenance(trained, tmp_path)
     assert meta["format"] == FORMAT
+    assert meta[TRAINING_RECORD] == record[TRAINING_RECORD]
     assert meta["data_splits"] == splits
     assert meta["base_fingerprint"] == trained.base_fingerprint
     assert meta["added_tokens"]["[SEG]"] == trained.processor.seg_token_id

@@ -269,6 +269,13 @@ def test_wrong_override(config, key, value, expected):
     assert expected in text and f"--cfg-options {key}" in text
 
 
+def test_a_switch_that_takes_a_word_too(config):
+    path = config("model = dict(mllm=dict(gradient_checkpointing=True))")
+    key = "model.mllm.gradient_checkpointing"
+    assert load_config(path, {key: "cpu"}, check=False).model.mllm.gradient_checkpointing == "cpu"
+    assert "a switch (True or False)" in message(path, {key: "gpu"})
+
+
 def test_override_of_a_tuple_element(config):
     path = config("model = dict(mllm=dict(betas=(0.9, 0.99)))")
     assert 'model.mllm.betas="(0.9,0.99)"' in message(path, {"model.mllm.betas.0": 0.8})

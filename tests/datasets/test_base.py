@@ -203,6 +203,32 @@ def test_metainfo(load_coco):
     assert load_coco(mode="category").metainfo == {
         "dataset": "CocoVesselDataset",
         "frames": 3,
+        "frames_of_split": 3,
         "patients": 0,
         "phrases": ["left main artery", "side branch"],
     }
+    assert load_coco(limit=2).metainfo["frames_of_split"] == 3
+
+
+def test_spacing_reaches_the_evaluator(load_coco):
+    for given, expected in ((None, None), (0.3, (0.3, 0.3)), ([0.2, 0.4], (0.2, 0.4))):
+        assert load_coco(spacing=given, test_mode=True)[0]["meta"]["spacing"] == expected
+    for wrong in (0, -1.0, True, "0.3", [0.3], float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="spacing="):
+            load_coco(spacing=wrong)
+
+
+def test_items_of_images_alone(load_coco):
+    processor = dict(tokenizer=dict(type="byte_level"), image_size=64)
+    for test_mode in (False, True):
+        whole = load_coco(test_mode=test_mode, processor=processor)[0]
+        item = load_coco(test_mode=test_mode, processor={**processor, "image_only": True})[0]
+        assert not {"pixel_values", "input_ids", "labels", "prompts"} & item.keys()
+        assert item["phrases"] == item["meta"]["phrases"] == whole["meta"]["phrases"]
+        assert item["grounding_pixels"].equal(whole["grounding_pixels"])
+        masks = "truth" if test_mode else "masks"
+        assert item[masks].equal(whole[masks])
+        batch = sa2va_collate([item, item])
+        sizes = {"sizes"} if test_mode else set()
+        assert batch["inputs"].keys() == {"grounding_pixels", "phrases"} | sizes
+        assert set(batch) == {"inputs", masks, "meta"}

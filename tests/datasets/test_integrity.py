@@ -5,12 +5,8 @@ import pytest
 from PIL import Image
 
 from projects.sa2va.datasets import CocoVesselDataset, FolderVesselDataset
-from projects.sa2va.datasets.integrity import (
-    check_dataset,
-    check_splits,
-    image_hashes,
-    split_hash,
-)
+from projects.sa2va.datasets.hashes import image_hashes, split_hash
+from projects.sa2va.datasets.integrity import check_dataset, check_splits
 from projects.sa2va.errors import ConfigError, DataError
 
 QUIET = {"progress": False}

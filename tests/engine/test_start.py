@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from projects.sa2va.checkpoints import DATA_SPLITS_FILE
-from projects.sa2va.engine import start
+from projects.sa2va.engine import data_check
 from projects.sa2va.engine.resume import find_newest_checkpoint
 from projects.sa2va.engine.start import (
     prepare_test,
@@ -81,7 +81,7 @@ def test_all_of_a_data_sets_faults_come_at_once(experiment, tmp_path):
 
 def test_what_is_odd_but_no_error_is_said(experiment, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(start, "print_log", lambda text, **kwargs: said.append(text))
+    monkeypatch.setattr(data_check, "print_log", lambda text, **kwargs: said.append(text))
     frame = images(tmp_path, "val")[0].name
 
     def without_labels(data):
@@ -161,6 +161,14 @@ def test_folders_of_test_results_are_checked_as_well(experiment, tmp_path):
         folders = {"work_dir": str(tmp_path / "run"), argument: str(tmp_path / "taken")}
         with pytest.raises(SetupError, match="taken cannot be written"):
             prepare_test(str(experiment), checkpoint=None, **folders)
+
+
+def test_metrics_of_a_test_are_chosen_before_anything_is_loaded(experiment, tmp_path):
+    folder = str(tmp_path / "run")
+    cfg = prepare_test(str(experiment), checkpoint=None, work_dir=folder, metrics=["cldice"])
+    assert cfg.test_evaluator.metric_set == ["cldice"]
+    with pytest.raises(ConfigError, match="did you mean 'cldice'"):
+        prepare_test(str(experiment), checkpoint=None, work_dir=folder, metrics=["cl_dice"])
 
 
 def test_disk_without_room(experiment, tmp_path, monkeypatch):

@@ -83,6 +83,14 @@ def test_clipping_that_deepspeed_does_not_know(experiment, tmp_path):
     assert "max_norm alone" in caught.value.expected
 
 
+def test_eight_bit_states_are_not_sharded(experiment, tmp_path):
+    with pytest.raises(ConfigError, match="AdamW8bit' together with --deepspeed") as caught:
+        with_deepspeed(
+            experiment, tmp_path / "run", cfg_options={"optim_wrapper.optimizer.type": "AdamW8bit"}
+        )
+    assert "optim_wrapper.optimizer.type=AdamW" in caught.value.fix
+
+
 def test_resume_under_deepspeed_what_was_written_without_it(experiment, tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(resuming, "print_log", lambda text, **_: said.append(text))

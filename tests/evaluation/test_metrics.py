@@ -1,215 +1,97 @@
-"""Metrics against MONAI and against plain set arithmetic, over drawn masks."""
+"""The choice of metrics, the scorer that puts them together, and the ceiling of the grid."""
 
 from __future__ import annotations
 
 import math
-import random
-from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from monai.metrics import compute_confusion_matrix_metric, compute_dice, get_confusion_matrix
 
+from projects.sa2va.errors import ConfigError
+from projects.sa2va.evaluation.geometry import MaskGeometry
 from projects.sa2va.evaluation.metrics import (
+    LOWER_IS_BETTER,
     METRIC_NAMES,
-    Counts,
-    FrameResult,
-    Row,
-    mean_defined,
-    summarise,
-    tally,
+    Scorer,
+    choose_metrics,
 )
+from projects.sa2va.evaluation.oracle import through_grid
+from projects.sa2va.evaluation.overlap import OVERLAP_NAMES, Counts
 
-MONAI_NAMES = {
-    "dice": "f1 score",
-    "iou": "threat score",
-    "precision": "precision",
-    "recall": "sensitivity",
-    "specificity": "specificity",
-    "accuracy": "accuracy",
-}
-shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
-# Whole empty and whole full masks have to come often, they are where metrics are undefined.
-fills = st.sampled_from([0.0, 0.2, 0.7, 1.0])
+from .masks import mask_pairs, same, vessels
 
 
-@st.composite
-def mask_pairs(draw) -> tuple[np.ndarray, np.ndarray]:
-    shape, pair = draw(shapes), []
-    for fill in (draw(fills), draw(fills)):
-        noise = draw(hnp.arrays(np.float32, shape, elements=st.floats(0, 0.96875, width=32)))
-        pair.append(noise < fill)
-    return pair[0], pair[1]
-
-
-def counts_of(prediction: np.ndarray, truth: np.ndarray) -> Counts:
-    return Counts.of_masks(torch.from_numpy(prediction), torch.from_numpy(truth))
-
-
-def same(left: float, right: float, tolerance: float = 0.0) -> bool:
-    return (math.isnan(left) and math.isnan(right)) or abs(left - right) <= tolerance
-
-
-def frame(index: int, patient: str | None, *counts: Counts, seg: bool = True) -> FrameResult:
-    rows = [Row(f"phrase {k}", c, seg, "", f"f{index}__{k}") for k, c in enumerate(counts)]
-    return FrameResult(index, f"f{index}", patient, "", tuple(rows))
-
-
-@settings(deadline=None, max_examples=150)
-@given(mask_pairs())
-def test_metrics_equal_monai_also_where_undefined(pair):
-    prediction, truth = pair
-    one_hot = [torch.from_numpy(mask)[None, None].float() for mask in pair]
-    matrix = get_confusion_matrix(one_hot[0], one_hot[1])[0, 0]
-    ours = counts_of(prediction, truth)
-    assert (ours.tp, ours.fp, ours.tn, ours.fn) == tuple(int(value) for value in matrix)
-    for name, value in ours.metrics().items():
-        theirs = float(compute_confusion_matrix_metric(MONAI_NAMES[name], matrix))
-        assert same(value, theirs, 1e-6), name
-    if truth.any():
-        assert same(ours.metrics()["dice"], float(compute_dice(*one_hot)), 1e-6)
-
-
-@settings(deadline=None, max_examples=150)
-@given(mask_pairs())
-def test_metrics_equal_set_arithmetic(pair):
-    predicted, true = ({tuple(p) for p in np.argwhere(mask)} for mask in pair)
-    everywhere = {tuple(p) for p in np.argwhere(np.ones_like(pair[0]))}
-    fractions = {
-        "dice": (2 * len(predicted & true), len(predicted) + len(true)),
-        "iou": (len(predicted & true), len(predicted | true)),
-        "precision": (len(predicted & true), len(predicted)),
-        "recall": (len(predicted & true), len(true)),
-        "specificity": (len(everywhere - predicted - true), len(everywhere - true)),
-        "accuracy": (len(everywhere) - len(predicted ^ true), len(everywhere)),
-    }
-    metrics = counts_of(*pair).metrics()
-    assert tuple(metrics) == METRIC_NAMES
-    for name, (numerator, denominator) in fractions.items():
-        expected = numerator / denominator if denominator else math.nan
-        assert same(metrics[name], expected), name
-
-
-@settings(deadline=None)
-@given(mask_pairs())
-def test_bounds_symmetry_and_the_tie_of_dice_to_iou(pair):
-    there, back = counts_of(*pair).metrics(), counts_of(*pair[::-1]).metrics()
-    assert all(math.isnan(value) or 0 <= value <= 1 for value in there.values())
-    assert same(there["dice"], back["dice"]) and same(there["iou"], back["iou"])
-    assert same(there["precision"], back["recall"])
-    assert same(there["dice"], 2 * there["iou"] / (1 + there["iou"]), 1e-12)
+def test_sets_and_lists_of_metrics():
+    assert choose_metrics("fast") == OVERLAP_NAMES
+    assert choose_metrics("all") == METRIC_NAMES
+    assert choose_metrics(["hd95", "cldice"]) == (*OVERLAP_NAMES, "cldice", "hd95")
+    assert choose_metrics([]) == OVERLAP_NAMES
 
 
 @pytest.mark.parametrize(
-    ("prediction", "truth", "undefined", "zero"),
+    ("wrong", "message"),
     [
-        (0, 0, {"dice", "iou", "precision", "recall"}, set()),
-        (1, 0, {"recall"}, {"dice", "iou", "precision"}),
-        (0, 1, {"precision"}, {"dice", "iou", "recall"}),
+        (["cl_dice"], "did you mean 'cldice'"),
+        ("al", "did you mean 'all'"),
+        (None, "metric_set=None"),
+        ([1], r"metric_set=\[1\]"),
+        ("dice", "metric_set='dice'"),
     ],
 )
-def test_the_written_rule_for_undefined_values(prediction, truth, undefined, zero):
-    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
-    masks[0, 0, 0], masks[1, 1, 1] = bool(prediction), bool(truth)
-    metrics = Counts.of_masks(masks[0], masks[1]).metrics()
-    assert {name for name, value in metrics.items() if math.isnan(value)} == undefined
-    assert {name for name, value in metrics.items() if value == 0} == zero
+def test_other_metrics_are_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_metrics(wrong)
 
 
-def test_specificity_is_undefined_where_the_truth_fills_the_image():
-    metrics = Counts.of_masks(torch.eye(3).bool(), torch.ones(3, 3).bool()).metrics()
-    assert math.isnan(metrics["specificity"])
-    assert metrics["precision"] == 1 and metrics["recall"] == 1 / 3
+@settings(deadline=None, max_examples=60)
+@given(mask_pairs())
+def test_a_list_gives_what_all_gives(pair):
+    prediction, truth = pair[0].astype(np.float32), MaskGeometry(pair[1])
+    everything = Scorer(0.5).score(prediction, truth, (0.2, 0.3)).values()
+    assert tuple(everything) == METRIC_NAMES
+    assert {k: everything[k] for k in OVERLAP_NAMES} == pytest.approx(
+        Counts.of_masks(*pair).metrics(), nan_ok=True
+    )
+    for name in METRIC_NAMES[len(OVERLAP_NAMES) :]:
+        alone = Scorer(0.5, choose_metrics([name])).score(prediction, truth, (0.2, 0.3)).values()
+        assert set(alone) == {*OVERLAP_NAMES, name}
+        assert same(alone[name], everything[name]), name
 
 
-def test_masks_of_other_shape_or_dtype_are_refused():
-    with pytest.raises(ValueError, match="shapes differ"):
-        Counts.of_masks(torch.ones(1, 4).bool(), torch.ones(4, 1).bool())
-    with pytest.raises(ValueError, match="must be bool"):
-        Counts.of_masks(torch.ones(4, 4).bool(), torch.ones(4, 4))
+@settings(deadline=None, max_examples=60)
+@given(mask_pairs())
+def test_the_truth_itself_is_perfect_or_undefined(pair):
+    truth = pair[1]
+    values = Scorer(0.5).score(truth.astype(np.float32), MaskGeometry(truth), (0.2, 0.3)).values()
+    for name, value in values.items():
+        assert math.isnan(value) or value == (0 if name in LOWER_IS_BETTER else 1), name
+    assert truth.all() or not truth.any() or not any(map(math.isnan, values.values()))
 
 
-counts_strategy = st.builds(Counts, *[st.integers(0, 50)] * 3, st.integers(1, 500))
-frames_strategy = st.lists(
-    st.tuples(st.sampled_from(["P1", "P2", "P3", None]), st.lists(counts_strategy, max_size=3)),
-    min_size=1,
-    max_size=12,
-)
+def test_without_a_spacing_there_are_no_mm():
+    mask = vessels()
+    shifted = np.roll(mask, 2, axis=1).astype(np.float32)
+    values = Scorer(0.5).score(shifted, MaskGeometry(mask)).values()
+    assert math.isnan(values["hd95_mm"]) and math.isnan(values["assd_mm"])
+    in_mm = Scorer(0.5).score(shifted, MaskGeometry(mask), (0.3, 0.3)).values()
+    assert in_mm["assd_mm"] == pytest.approx(0.3 * values["assd"])
+    assert in_mm["hd95"] == values["hd95"] > 0
 
 
-@settings(deadline=None, max_examples=100)
-@given(frames_strategy, st.randoms(use_true_random=False))
-def test_means_equal_exact_fractions_in_any_order(drawn, shuffler):
-    frames = [frame(k, patient, *counts) for k, (patient, counts) in enumerate(drawn)]
-    summary = summarise(frames)
-
-    def dice(counts: Counts) -> Fraction | None:
-        below = 2 * counts.tp + counts.fp + counts.fn
-        return Fraction(2 * counts.tp, below) if below else None
-
-    def mean(values: list[Fraction | None]) -> float:
-        kept = [value for value in values if value is not None]
-        return float(sum(kept) / len(kept)) if kept else math.nan
-
-    rows = [(patient, c) for patient, counts in drawn for c in counts]
-    assert same(summary.mean["dice"], mean([dice(c) for _, c in rows]), 1e-12)
-    assert summary.undefined["mean"]["dice"] == sum(dice(c) is None for _, c in rows)
-    patients = sorted({patient for patient, _ in rows if patient})
-    assert list(summary.per_patient) == patients
-    for patient in patients:
-        expected = mean([dice(c) for other, c in rows if other == patient])
-        assert same(summary.per_patient[patient]["dice"], expected, 1e-12)
-    per_patient = [summary.per_patient[patient]["dice"] for patient in patients]
-    assert same(summary.patient_mean["dice"], mean_defined(per_patient), 1e-12)
-    undefined = sum(math.isnan(value) for value in per_patient)
-    assert summary.undefined["patient_mean"]["dice"] == undefined
-    everything = [sum(getattr(c, name) for _, c in rows) for name in ("tp", "fp", "fn", "tn")]
-    pooled = dice(Counts(*everything))
-    assert same(summary.pooled["dice"], math.nan if pooled is None else float(pooled), 1e-12)
-
-    shuffled = list(frames)
-    shuffler.shuffle(shuffled)
-    assert repr(summarise(shuffled)) == repr(summary)  # to the last bit, nan included
+def test_the_oracle_is_the_truth_on_a_fine_grid_and_worse_on_a_coarse_one():
+    truth = vessels()
+    assert np.array_equal(through_grid(truth, truth.shape), truth.astype(np.float32))
+    dice = [
+        Scorer(0.5, OVERLAP_NAMES).score(through_grid(truth, (g, g)), MaskGeometry(truth)).counts
+        for g in (96, 48, 24, 12)
+    ]
+    dice = [counts.metrics()["dice"] for counts in dice]
+    assert dice[0] == 1 and dice == sorted(dice, reverse=True) and dice[-1] < 0.8
 
 
-def test_a_patient_with_many_frames_weighs_no_more_than_one_with_few():
-    good, bad = Counts(10, 0, 0, 90), Counts(0, 5, 5, 90)
-    summary = summarise([frame(0, "A", good), *[frame(k, "B", bad) for k in range(1, 10)]])
-    assert summary.mean["dice"] == pytest.approx(0.1)
-    assert summary.patient_mean["dice"] == pytest.approx(0.5)
-    assert summary.pooled["dice"] == pytest.approx(20 / (20 + 90))
-
-
-def test_rows_without_a_patient_count_for_all_but_the_patient_mean():
-    good, bad = Counts(10, 0, 0, 90), Counts(0, 5, 5, 90)
-    summary = summarise([frame(0, "A", good), frame(1, None, bad)])
-    assert summary.mean["dice"] == 0.5 and summary.patient_mean["dice"] == 1
-    nobody = summarise([frame(0, None, good)])
-    assert nobody.per_patient == {} and math.isnan(nobody.patient_mean["dice"])
-
-
-def test_tally_counts_rows_copies_and_what_is_absent():
-    copy, empty, usual = Counts(5, 0, 0, 5), Counts(0, 0, 0, 10), Counts(5, 1, 0, 4)
-    frames = [frame(0, "A", copy, empty), frame(1, None, usual, seg=False), frame(2, "A")]
-    assert tally(frames) == {
-        "frames": 3,
-        "rows": 3,
-        "phrases": 2,
-        "patients": 1,
-        "frames_without_patient": 1,
-        "with_seg": 2,
-        "without_seg": 1,
-        "empty_truth": 1,
-        "exact_copies": 1,
-    }
-
-
-def test_mean_defined_is_exact_for_values_that_plain_summing_gets_wrong():
-    values = [0.1] * 10 + [math.nan]
-    random.Random(0).shuffle(values)
-    assert mean_defined(values) == 0.1
-    assert math.isnan(mean_defined([math.nan]))
+def test_the_oracle_averages_area_and_enlarges_bilinearly():
+    truth = np.zeros((4, 4), bool)
+    truth[:2, :2] = [[True, False], [True, True]]
+    expected = np.array([1, 0.75, 0.25, 0])[:, None] * np.array([1, 0.75, 0.25, 0])
+    assert through_grid(truth, (2, 2)) == pytest.approx(0.75 * expected)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from projects.sa2va.errors import DataError
-from projects.sa2va.evaluation.metrics import Counts, FrameResult, Row
+from projects.sa2va.evaluation.metrics import Scores
+from projects.sa2va.evaluation.overlap import Counts
 from projects.sa2va.evaluation.pictures import (
     BOTH_COLOUR,
     PREDICTION_COLOUR,
@@ -21,12 +22,13 @@ from projects.sa2va.evaluation.pictures import (
     difference,
     draw_all,
 )
+from projects.sa2va.evaluation.rows import FrameResult, Row
 from projects.sa2va.evaluation.writer import encode_mask
 
 
 def with_counts(*counts: Counts) -> list[FrameResult]:
     return [
-        FrameResult(k, f"f{k}", None, "", (Row("vessel", c, True, "", f"f{k}"),))
+        FrameResult(k, f"f{k}", None, "", (Row("vessel", Scores(c), True, "", f"f{k}"),))
         for k, c in enumerate(counts)
     ]
 
@@ -42,7 +44,10 @@ def with_masks(folder, shape=(40, 60), number=4) -> list[FrameResult]:
         counts = Counts(tp, int(prediction.sum()) - tp, int(truth.sum()) - tp, 0)
         stem = f"f{index}"
         row = Row(
-            "血管 vessel", counts, True, "", stem, encode_mask(prediction), encode_mask(truth)
+            "血管 vessel",
+            *(Scores(counts), True, "", stem),
+            prediction_rle=encode_mask(prediction),
+            truth_rle=encode_mask(truth),
         )
         frames.append(FrameResult(index, stem, None, str(path), (row,)))
     return frames

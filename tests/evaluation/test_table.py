@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from projects.sa2va.evaluation.metrics import METRIC_NAMES, Counts, FrameResult, Row, summarise
+from projects.sa2va.evaluation.metrics import Scores
+from projects.sa2va.evaluation.overlap import OVERLAP_NAMES, Counts
+from projects.sa2va.evaluation.rows import FrameResult, Row
+from projects.sa2va.evaluation.summary import summarise
 from projects.sa2va.evaluation.table import metrics_table
 
 
 def summary_of(*counts: Counts, patient: str | None = "P1"):
-    rows = [Row("vessel", c, True, "", str(k)) for k, c in enumerate(counts)]
+    rows = [Row("vessel", Scores(c), True, "", str(k)) for k, c in enumerate(counts)]
     return summarise([FrameResult(k, str(k), patient, "", (row,)) for k, row in enumerate(rows)])
 
 
@@ -21,7 +24,7 @@ def test_holds_every_metric_and_every_mean():
         *("dice", "0.6250", "0.6250", "0.6667", "1")
     ]
     starts = [line.strip("| ").split(" ")[0] for line in lines]
-    assert [start for start in starts if start in METRIC_NAMES] == list(METRIC_NAMES)
+    assert [start for start in starts if start in OVERLAP_NAMES] == list(OVERLAP_NAMES)
     assert lines[-2:] == ["3 frames, positive where probability >= 0.35", "the end"]
     assert text.isascii() and max(map(len, lines)) <= 120
 

@@ -15,7 +15,8 @@ from mmengine.hooks import CheckpointHook
 from PIL import Image
 
 from projects.sa2va.errors import ConfigError, DataError, SetupError
-from projects.sa2va.evaluation import VesselMetric
+from projects.sa2va.evaluation import METRIC_NAMES, VesselMetric
+from projects.sa2va.evaluation.guards import SuspectResultsError
 from projects.sa2va.evaluation.writer import decode_mask
 from projects.sa2va.models.outputs import Prediction
 
@@ -72,6 +73,8 @@ def provenance() -> dict:
         "weights": {"parts": [], "notes": []},
         "config": "demo.py",
         "split": {"file": "test.json", "sha256": "1" * 64},
+        "split_name": "test",
+        "threshold_source": {"kind": "config"},
     }
 
 
@@ -182,23 +185,85 @@ def test_threshold_is_inclusive_and_float32(tmp_path):
     assert counts.tp + counts.fp == 2
 
 
-def test_a_copy_of_the_truth_is_called_one(tmp_path):
-    def warnings(copies: int, frames: int) -> list[str]:
-        out = tmp_path / f"{copies}of{frames}"
-        metric = VesselMetric(threshold=0.5, out_dir=out, pictures=None, save_probabilities="none")
-        metric.set_provenance(provenance())
-        for index in range(frames):
-            truth, meta, prediction = item(1, tmp_path, index=index, frame=f"f{index}")
-            prediction.probabilities = truth.float()
-            if index >= copies:
-                prediction.probabilities[0, 0, 0] = 1 - prediction.probabilities[0, 0, 0]
-            feed(metric, [(truth, meta, prediction)])
-        metric.evaluate(frames)
-        return json.loads((out / "metrics.json").read_text())["warnings"]
+def copies(folder: Path, number: int, frames: int, **kwargs) -> VesselMetric:
+    """A metric that was fed ``frames`` frames, ``number`` of them predicted to the pixel."""
+    metric = VesselMetric(
+        threshold=0.5, out_dir=folder, pictures=None, save_probabilities="none", **kwargs
+    )
+    metric.set_provenance(provenance())
+    for index in range(frames):
+        truth, meta, prediction = item(1, folder, index=index, frame=f"f{index}")
+        prediction.probabilities = truth.float()
+        if index >= number:
+            prediction.probabilities[0, 0, 0] = 1 - prediction.probabilities[0, 0, 0]
+        feed(metric, [(truth, meta, prediction)])
+    return metric
 
-    assert warnings(1, 20) == []  # 5 % and no more
-    (warning,) = warnings(2, 20)
-    assert "2 of 20" in warning and "truth has probably reached the prediction" in warning
+
+@pytest.mark.parametrize(("number", "frames"), [(2, 20), (3, 3), (1, 1), (20, 20)])
+def test_a_copy_of_the_truth_is_an_error_after_all_is_written(tmp_path, number, frames):
+    metric = copies(tmp_path, number, frames)
+    message = f"{number} of {frames} non-empty masks were predicted to the pixel"
+    with pytest.raises(SuspectResultsError, match=message) as caught:
+        metric.evaluate(frames)
+    assert "max_exact_copies" in caught.value.fix and "valid=false" in caught.value.found
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["valid"] is False and message in report["invalid_because"][0]
+    assert len(report["per_frame"]) == frames and (tmp_path / "per_frame.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("number", "frames", "limit"), [(1, 20, 0.05), (1, 2, 0.05), (0, 3, 0), (3, 3, 1.0)]
+)
+def test_few_copies_or_a_switched_off_check_are_no_error(tmp_path, number, frames, limit):
+    copies(tmp_path, number, frames, max_exact_copies=limit).evaluate(frames)
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["valid"] is True and report["invalid_because"] == report["warnings"] == []
+    assert report["counts"]["exact_copies"] == number
+
+
+def test_copies_are_an_error_in_validation_too(tmp_path):
+    metric = VesselMetric(threshold=0.5)
+    truth, meta, prediction = item(1, tmp_path, index=0)
+    prediction.probabilities = truth.float()
+    feed(metric, [(truth, meta, prediction)])
+    with pytest.raises(SuspectResultsError, match="1 of 1"):
+        metric.evaluate(1)
+
+
+def test_all_numbers_of_a_run_stand_in_its_report(tmp_path):
+    (tmp_path / "in").mkdir()
+    metric = VesselMetric(threshold=0.5, out_dir=tmp_path / "out", metric_set="all", pictures=None)
+    metric.dataset_meta = {"frames": FRAMES, "frames_of_split": FRAMES + 2}
+    metric.set_provenance(provenance())
+    metric.set_grid((SHAPE[0] // 2, SHAPE[1] // 2))
+    feed(metric, [item(index, tmp_path / "in", spacing=(0.3, 0.2)) for index in range(FRAMES)])
+    flat = metric.evaluate(FRAMES)
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["metrics"] == list(METRIC_NAMES) == list(report["mean"])
+    for kind in ("mean", "patient_mean", "pooled"):
+        for name, interval in report["intervals"][kind].items():
+            assert (interval is None) == (kind == "pooled" and name.startswith("hd95")), name
+            assert interval is None or interval[0] <= report[kind][name] <= interval[1]
+    assert report["intervals"]["unit"] == "patient" and report["intervals"]["clusters"] == 3
+    # frame 2 has an empty truth, frame 4 (one phrase) an empty prediction
+    undefined = report["undefined"]["mean"]
+    assert undefined["hd95"] == undefined["assd_mm"] == 2 and undefined["average_precision"] == 1
+    assert undefined["centreline_precision"] == undefined["skeleton_recall"] == 1
+    assert report["counts"]["empty_prediction"] == 1
+    oracle = report["oracle"]
+    assert oracle["grid"] == [12, 16]
+    assert 0 < oracle["mean"]["dice"] < 1
+    assert oracle["mean"]["recall"] == np.mean(
+        [r["oracle"]["recall"] for r in report["per_frame"] if r["oracle"]["recall"] is not None]
+    )
+    assert report["warnings"][1].startswith("Scored 7 of the 9 frames of the split")
+    assert report["per_frame"][0]["spacing_mm"] == [0.3, 0.2]
+    truths = [record["truth"] for record in report["per_frame"]]
+    assert len(set(truths)) == len(truths) == 10
+    assert flat["vessel/patient_cldice"] == report["patient_mean"]["cldice"]
+    header = (tmp_path / "out" / "per_frame.csv").read_text().splitlines()[0].split(",")
+    assert header[3 : 3 + len(METRIC_NAMES)] == list(METRIC_NAMES)
 
 
 def test_empty_frames_are_no_copies(tmp_path):
@@ -267,6 +332,11 @@ def test_truth_must_be_binary_and_phrases_unique(tmp_path):
         ({"threshold": 1.01}, "threshold"),
         ({"threshold": True}, "threshold=True"),
         ({"threshold": "0.5"}, "threshold='0.5'"),
+        ({"threshold": 0.5, "metric_set": ["dise"]}, "did you mean 'dice'"),
+        ({"threshold": 0.5, "centreline_tolerance": -1}, "centreline_tolerance=-1"),
+        ({"threshold": 0.5, "max_exact_copies": 5}, "max_exact_copies=5"),
+        ({"threshold": 0.5, "bootstrap": 1.5}, "bootstrap=1.5"),
+        ({"threshold": 0.5, "workers": -1}, "workers=-1"),
         ({"threshold": 0.5, "save_probabilities": "jpg"}, "'jpg'"),
         ({"threshold": 0.5, "pictures": {"bst": 3}}, "did you mean 'best'"),
         ({"threshold": 0.5, "pictures": {"best": -1}}, "best=-1"),
@@ -356,3 +426,42 @@ def test_two_processes_give_what_one_gives(tmp_path):
         assert result["metrics"] == one
         assert "doubled: 1 (frame1)" in result["error"] and "ExactSampler" in result["error"]
     assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_postprocessing_changes_masks_and_scores_but_no_maps(tmp_path):
+    (tmp_path / "in").mkdir()
+    plain, done = tmp_path / "plain", tmp_path / "done"
+    before = run(tmp_path / "in", plain, pictures=None, metric_set="all", bootstrap=0)
+    after = run(
+        *(tmp_path / "in", done),
+        pictures=None,
+        metric_set="all",
+        bootstrap=0,
+        postprocess={"min_area": 9},
+    )
+    assert after["vessel/betti0_error"] != before["vessel/betti0_error"]
+    assert after["vessel/average_precision"] == before["vessel/average_precision"]
+    old, new = files(plain), files(done)
+    kinds = {name.split("/")[0] for name in old if old[name] != new[name]}
+    assert kinds == {"masks", "masks.json", "metrics.json", "per_frame.csv"}
+    report = json.loads((done / "metrics.json").read_text())
+    assert report["postprocess"] == {"low": None, "min_area": 9}
+    one = json.loads((plain / "metrics.json").read_text())
+    assert one["postprocess"] is None and one["calibration"] == report["calibration"]
+    with pytest.raises(ConfigError, match=r"low=0\.9"):
+        VesselMetric(threshold=0.5, postprocess={"low": 0.9})
+
+
+def test_calibration_is_of_all_pixels_and_costs_validation_nothing(tmp_path):
+    run(tmp_path, tmp_path / "out", pictures={"best": 1, "worst": 0, "random": 0})
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["calibration"]
+    rows = [item(index, tmp_path) for index in range(FRAMES)]
+    truth = np.concatenate([truth.numpy().ravel() for truth, _, _ in rows])
+    maps = np.concatenate([prediction.probabilities.numpy().ravel() for _, _, prediction in rows])
+    assert found["pixels"] == truth.size
+    assert found["brier"] == pytest.approx(np.mean((maps.astype(float) - truth) ** 2))
+    assert found["ece_interval"][0] < found["ece"] * 1.5
+    assert (tmp_path / "out" / "calibration.png").is_file()
+    metric = VesselMetric(threshold=0.5)
+    feed(metric, [item(0, tmp_path)])
+    assert "calibration" not in metric.results[0].rows[0].scores.parts

@@ -17,7 +17,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from projects.sa2va.errors import SetupError
-from projects.sa2va.evaluation.metrics import Counts, FrameResult, Row
+from projects.sa2va.evaluation.metrics import Scores
+from projects.sa2va.evaluation.overlap import OVERLAP_NAMES, Counts
+from projects.sa2va.evaluation.rows import FrameResult, Row
 from projects.sa2va.evaluation.writer import (
     ResultsWriter,
     decode_mask,
@@ -131,15 +133,16 @@ def some_frames() -> list[FrameResult]:
     mask = np.zeros((4, 6), bool)
     mask[1:3, 2:5] = True
     rle, empty = encode_mask(mask), encode_mask(~mask & mask)
+    some, none = Scores(Counts(6, 0, 0, 18)), Scores(Counts(0, 0, 0, 24))
     rows = (
-        Row("left, main", Counts(6, 0, 0, 18), True, 'Sure, "[SEG]".\n', "a__1", rle, rle),
-        Row("right", Counts(0, 0, 0, 24), False, "No.", "a__2", empty, empty),
+        Row("left, main", some, True, 'Sure, "[SEG]".\n', "a__1", prediction_rle=rle),
+        Row("right", none, False, "No.", "a__2", prediction_rle=empty),
     )
     return [FrameResult(0, "a", "P1", "/secret/a.png", rows)]
 
 
 def test_csv_has_a_line_per_row_and_leaves_undefined_empty(tmp_path):
-    ResultsWriter(tmp_path, "none", False).write_table(frame_records(some_frames()))
+    ResultsWriter(tmp_path, "none", False).write_table(frame_records(some_frames()), OVERLAP_NAMES)
     with open(tmp_path / "per_frame.csv", newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert [line["phrase"] for line in lines] == ["left, main", "right"]

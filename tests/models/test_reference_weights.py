@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from projects.sa2va.checkpoints import added_tokens
 from projects.sa2va.checkpoints.convert import convert
 from projects.sa2va.models import Sa2VAModel
 from tests.checkpoints.over_reference import (
@@ -127,7 +126,7 @@ def test_base_weights_as_published(reference: Path, released: Sa2VAModel) -> Non
     model = Sa2VAModel(**config).eval()
     added = load_file(reference / "F1_model" / "model.safetensors")
     ids = json.loads((reference / "F1_tokenizer" / "added_tokens.json").read_text())
-    tokens = added_tokens(model)
+    tokens = model.added_tokens()
     assert {name: ids[name] for name in tokens} == tokens
     rows = sorted(tokens.values())
     core = model.mllm._core

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 CONFIG = "projects/sa2va/configs/sa2va_demo.py"
 TOLD = ("DEEPSPEED", "NNODES", "NODE_RANK", "PORT", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES")
 TOLD += ("OMP_NUM_THREADS", "DS_ACCELERATOR", "PYTHON", "GPUS_PER_NODE", "SRUN_ARGS", "PYTHONPATH")
-TOLD += ("OMP_WAIT_POLICY", "DS_BUILD_OPS", "STOP_SECONDS")
+TOLD += ("OMP_WAIT_POLICY", "DS_BUILD_OPS", "STOP_SECONDS", "STRATEGY")
 
 
 @pytest.fixture
@@ -124,6 +124,19 @@ def test_deepspeed_names(launch, script, name):
     assert options(done)["--deepspeed"] == "deepspeed_zero3_offload"
     done = launch(script, "test", *args, DEEPSPEED=name)
     assert "--deepspeed" not in done.stdout and "testing does without" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["dist.sh", "slurm.sh"])
+def test_strategy(launch, script):
+    args = [CONFIG, "2"] if script == "dist.sh" else ["part", "job", CONFIG, "2"]
+    assert options(launch(script, "train", *args, STRATEGY="fsdp2"))["--strategy"] == "fsdp2"
+    assert "--strategy" not in launch(script, "train", *args).stdout
+    done = launch(script, "test", *args, STRATEGY="fsdp2")
+    assert "--strategy" not in done.stdout and "testing does without" in done.stderr
+    done = launch(script, "train", *args, STRATEGY="fsdp")
+    assert done.returncode == 2 and "did you mean 'fsdp2'" in done.stderr
+    done = launch(script, "train", *args, STRATEGY="fsdp2", DEEPSPEED="zero2")
+    assert done.returncode == 2 and "unset one of them" in done.stderr
 
 
 def test_every_deepspeed_name_is_a_file():

@@ -1,4 +1,4 @@
-# InternVL3-2B (tied head) + SAM2-L.
+# InternVL3-2B + SAM2-L.
 _base_ = ["./sa2va_internvl3_8b.py"]
 
 model = dict(mllm=dict(pretrained="OpenGVLab/InternVL3-2B-hf"))

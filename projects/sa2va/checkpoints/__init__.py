@@ -1,12 +1,19 @@
 """Weights in and out: our own checkpoints, DeepSpeed folders, provenance."""
 
 from .deepspeed_folder import is_deepspeed_folder
-from .provenance import DATA_SPLITS_FILE, pack_message_hub, provenance, unpack_message_hub
+from .provenance import (
+    DATA_SPLITS_FILE,
+    TRAINING_RECORD,
+    pack_message_hub,
+    provenance,
+    software,
+    unpack_message_hub,
+)
 from .store import (
     LoadReport,
-    added_tokens,
     build_model_from_checkpoint,
     changed_frozen_state,
+    check_kind,
     check_resumable,
     load_trained,
     read_checkpoint,
@@ -17,10 +24,11 @@ from .stored_config import read_stored_config
 
 __all__ = [
     "DATA_SPLITS_FILE",
+    "TRAINING_RECORD",
     "LoadReport",
-    "added_tokens",
     "build_model_from_checkpoint",
     "changed_frozen_state",
+    "check_kind",
     "check_resumable",
     "is_deepspeed_folder",
     "load_trained",
@@ -29,6 +37,7 @@ __all__ = [
     "read_checkpoint",
     "read_stored_config",
     "sha256_of",
+    "software",
     "unpack_message_hub",
     "write_atomically",
 ]

@@ -30,6 +30,7 @@ from .provenance import provenance
 from .store import (
     FORMAT,
     changed_frozen_state,
+    check_kind,
     load_trained,
     read_checkpoint,
     sha256_of,
@@ -79,6 +80,7 @@ def load_any(
                 fix="add --config CONFIG --cfg-options model.pretrained=<base of that training> "
                 "model.mllm.lora.r=... model.mllm.lora.lora_alpha=...",
             )
+        check_kind(Sa2VAModel.__name__, meta, path)
         model = MODELS.build(cfg.model).eval()
         return model, load_trained(model, checkpoint, path), meta
     if config is not None:

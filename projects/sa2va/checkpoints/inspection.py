@@ -26,7 +26,7 @@ from .foreign import PROVENANCE_FILE
 from .store import FORMAT, read_checkpoint, sha256_of
 
 _TRAINING = {"trainable": OUR_TRAINING, "reference-training": REFERENCE_TRAINING}
-_META = ("iter", "epoch", "time", "experiment_name", "seed", "world_size", "git_commit")
+_META = ("model", "iter", "epoch", "time", "experiment_name", "seed", "world_size", "git_commit")
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,40 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 
-from projects.sa2va.models import Sa2VAModel
+from projects.sa2va.models import SegmentationModel
+from projects.sa2va.versions import installed_version
 
-from .store import FORMAT, added_tokens
+from .store import FORMAT
 
 DATA_SPLITS_FILE = "data_splits.json"
+TRAINING_RECORD = "training_record"
+"""Key in that file's training split, and in a checkpoint's meta data: what tells its frames."""
+_LIBRARIES = ("torch", "transformers", "peft", "mmengine", "numpy", "scikit-image", "scipy")
 _SCALARS = (str, int, float, np.bool_, np.integer, np.floating)
 
 
-def provenance(model: Sa2VAModel, work_dir: str | Path) -> dict[str, Any]:
+def provenance(model: SegmentationModel, work_dir: str | Path) -> dict[str, Any]:
     """Provenance of a checkpoint: format, base weights, added tokens, splits, commit, versions."""
-    splits = Path(work_dir) / DATA_SPLITS_FILE
+    path = Path(work_dir) / DATA_SPLITS_FILE
+    splits = json.loads(path.read_text()) if path.is_file() else None
+    # Apart, so that whoever prints the splits does not print 80 bytes a frame.
+    record = (splits or {}).get("train", {}).pop(TRAINING_RECORD, None)
     return {
         "format": FORMAT,
+        "model": model.kind,
         "base_fingerprint": dict(model.base_fingerprint),
-        "added_tokens": added_tokens(model),
-        "data_splits": json.loads(splits.read_text()) if splits.is_file() else None,
+        "added_tokens": model.added_tokens(),
+        "data_splits": splits,
+        TRAINING_RECORD: record,
         "git_commit": _git_commit(),
         "torch": str(torch.__version__),
     }
+
+
+def software() -> dict[str, str | None]:
+    """What a test ran on, for metrics.json: commit of this code, versions of what computes."""
+    versions = {name: installed_version(name) for name in _LIBRARIES}
+    return {"git_commit": _git_commit(), "python": platform.python_version(), **versions}
 
 
 def _git_commit() -> str | None:

@@ -20,7 +20,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from projects.sa2va.errors import CheckpointError, listing, suggest
-from projects.sa2va.models import Sa2VAModel, fingerprint
+from projects.sa2va.models import Sa2VAModel, SegmentationModel, fingerprint
 from projects.sa2va.models.parameters import frozen_tensors
 from projects.sa2va.models.pretrained import PROJECTOR_FOLDER
 from projects.sa2va.models.trained import change_frozen
@@ -181,7 +181,7 @@ def _not_a_checkpoint(path: Path, reason: str) -> CheckpointError:
 
 
 def load_trained(
-    model: Sa2VAModel, checkpoint: dict[str, Any], path: str | os.PathLike
+    model: SegmentationModel, checkpoint: dict[str, Any], path: str | os.PathLike
 ) -> LoadReport:
     """Puts the trained weights of ``checkpoint`` into ``model``, strictly.
 
@@ -197,6 +197,7 @@ def load_trained(
         CheckpointError: another architecture, other trained parts, or other frozen base weights
             or added tokens than the checkpoint was trained with.
     """
+    check_kind(model.kind, checkpoint["meta"], path)
     report = model.load_report()
     report.source, report.iteration = str(path), checkpoint["meta"].get("iter")
     if checkpoint["layout"] == "trainable":
@@ -219,8 +220,26 @@ def load_trained(
     return report
 
 
+def check_kind(kind: str, meta: dict[str, Any], path: str | os.PathLike) -> None:
+    """Raises CheckpointError when a checkpoint is of another class of model.
+
+    Args:
+        kind: ``model.type`` of the config.
+        meta: of the checkpoint; without ``model`` it is a Sa2VA's.
+        path: where it came from, for messages.
+    """
+    found = meta.get("model", Sa2VAModel.__name__)
+    if found != kind:
+        raise CheckpointError(
+            found=f"{path} is a checkpoint of a {found}, and model.type={kind!r}",
+            expected=f"a checkpoint of a {kind}",
+            fix="give the config that it was trained with (meta.cfg of the checkpoint holds it), "
+            "or a checkpoint of this config",
+        )
+
+
 def _load_ours(
-    model: Sa2VAModel, checkpoint: dict[str, Any], path: str | os.PathLike
+    model: SegmentationModel, checkpoint: dict[str, Any], path: str | os.PathLike
 ) -> list[PartRow]:
     meta, state = checkpoint["meta"], checkpoint["state_dict"]
     changed = checkpoint.get("changed_frozen", {})
@@ -228,7 +247,7 @@ def _load_ours(
     if changed:
         now = change_frozen(model, changed, str(path))
         model.changed_frozen = sorted({*model.changed_frozen, *now})
-    tokens = added_tokens(model)
+    tokens = model.added_tokens()
     if meta["added_tokens"] != tokens:
         raise CheckpointError(
             found=f"{path} was trained with added tokens {meta['added_tokens']}, the model "
@@ -241,7 +260,7 @@ def _load_ours(
     return tensor_rows(tensors, str(path))
 
 
-def _check_base(model: Sa2VAModel, meta: dict[str, Any], path: str | os.PathLike) -> None:
+def _check_base(model: SegmentationModel, meta: dict[str, Any], path: str | os.PathLike) -> None:
     other = [
         part
         for part, value in meta["base_fingerprint"].items()
@@ -256,17 +275,10 @@ def _check_base(model: Sa2VAModel, meta: dict[str, Any], path: str | os.PathLike
         )
 
 
-def changed_frozen_state(model: Sa2VAModel) -> dict[str, Tensor]:
+def changed_frozen_state(model: SegmentationModel) -> dict[str, Tensor]:
     """Frozen weights that are not the base's any more, on the CPU, for a checkpoint."""
     own = model.state_dict(keep_vars=True)
     return {name: own[name].detach().cpu().clone() for name in model.changed_frozen}
-
-
-def added_tokens(model: Sa2VAModel) -> dict[str, int]:
-    """Names and ids of the tokens that were added to the base tokenizer."""
-    ids = model.processor.added_token_ids
-    names = model.processor.tokenizer.convert_ids_to_tokens(ids)
-    return dict(zip(names, ids, strict=True))
 
 
 def check_resumable(checkpoint: dict[str, Any], path: str | os.PathLike) -> None:
@@ -296,7 +308,7 @@ def _describe_base(meta: dict[str, Any]) -> str:
     return ", ".join(f"{part} {value}" for part, value in meta["base_fingerprint"].items())
 
 
-def build_model_from_checkpoint(path: str | os.PathLike) -> tuple[Sa2VAModel, LoadReport]:
+def build_model_from_checkpoint(path: str | os.PathLike) -> tuple[SegmentationModel, LoadReport]:
     """Builds the model from the config stored in a checkpoint of ours, and loads it.
 
     Pretrained base weights are read again from where that config says. The config is read as data

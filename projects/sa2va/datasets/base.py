@@ -15,7 +15,7 @@ from ..errors import ConfigError, DataError, listing
 from ..processing.processor import Sa2VAProcessor
 from .augment import build_augment
 from .image_io import check_intensity, read_image
-from .patients import PatientIds, stem_names
+from .patients import PatientIds, pseudonym, stem_names
 from .records import Findings, Obj, Record, rasterise
 
 # Keep random choices apart: switching augmentation on must not change which phrases are drawn.
@@ -43,6 +43,8 @@ class VesselDataset(Dataset, ABC):
         intensity: ``own_range`` or ``full_range`` for images deeper than 8 bits.
         indices: only these records, in this order.
         limit: only the first ``limit`` records (after ``indices``).
+        spacing: mm from one pixel to the next (or of rows, columns), where all frames share it;
+            None: unknown, and no distance is given in mm.
         seed: of augmentation and drawn phrases.
 
     Attributes:
@@ -50,6 +52,8 @@ class VesselDataset(Dataset, ABC):
         frame_ids: output name of each record, unique in the data set, without raw patient ids
             where ``patient`` is set.
         patients: pseudonym of each record, or None.
+        pseudonym_check: equal for data sets whose pseudonyms were made with the same key; None
+            without ``patient``.
 
     Raises:
         ConfigError: an argument that cannot be.
@@ -71,6 +75,7 @@ class VesselDataset(Dataset, ABC):
         intensity: str = "own_range",
         indices: Sequence[int] | None = None,
         limit: int | None = None,
+        spacing: float | Sequence[float] | None = None,
         seed: int = 0,
     ) -> None:
         self.data_root = Path(data_root or "").expanduser()
@@ -78,6 +83,7 @@ class VesselDataset(Dataset, ABC):
         self.intensity = check_intensity(intensity)
         self.max_phrases_per_sample = _at_least_1("max_phrases_per_sample", max_phrases_per_sample)
         _at_least_1("limit", limit)
+        self.spacing = _spacing(spacing)
         if not _is_whole(seed) or seed < 0:
             raise ConfigError(f"seed={seed!r}", "an integer of 0 or more", "set `seed` to one")
         self.seed = seed
@@ -92,6 +98,7 @@ class VesselDataset(Dataset, ABC):
         self.processor = processor if is_built else Sa2VAProcessor(**processor)
         self.phrases = self._wordings(phrases)
         ids = PatientIds(patient, self.data_root) if patient else None
+        self.pseudonym_check = pseudonym("", ids.key) if ids else None
 
         self.image_root = self.data_root
         self.image_hashes: dict[str, list[str]] = {}
@@ -107,6 +114,7 @@ class VesselDataset(Dataset, ABC):
         patients = ids.pseudonyms(raw_ids) if ids else raw_ids
         frames = ids.frame_names(names, raw_ids) if ids else stem_names(names)
 
+        self._frames_of_split = len(records)
         chosen = _chosen(len(records), indices, limit)
         if not chosen:
             raise _zero_frames(self.image_root)
@@ -133,6 +141,7 @@ class VesselDataset(Dataset, ABC):
         return {
             "dataset": type(self).__name__,
             "frames": len(self),
+            "frames_of_split": self._frames_of_split,
             "patients": len({name for name in self.patients if name is not None}),
             "phrases": phrases,
         }
@@ -145,9 +154,10 @@ class VesselDataset(Dataset, ABC):
 
         Returns:
             Both: pixel_values float32 [n, 3, T, T]; grounding_pixels float32 [3, S, S]; ``meta``
-            (index, frame, patient, phrases, image_path, height, width). Training besides:
+            (index, frame, patient, phrases, image_path, height, width, spacing). Training besides:
             input_ids and labels int64 [L], pad_id, masks uint8 [K, H, W] (K may be 0). Testing
-            besides: prompts (K times int64 [L]), size (H, W), truth uint8 [K, H, W].
+            besides: prompts (K times int64 [L]), size (H, W), truth uint8 [K, H, W]. With
+            ``processor.image_only`` ``phrases`` (K texts) takes the place of tiles and tokens.
 
         Raises:
             IndexError: negative, or past the end in test mode.
@@ -189,16 +199,18 @@ class VesselDataset(Dataset, ABC):
         return np.stack(masks) if masks else np.zeros((0, record.height, record.width), np.uint8)
 
     def _test_item(self, index: int, image: np.ndarray, objects: list[Obj]) -> dict[str, Any]:
-        tiles = self.processor.tiles(image)
         phrases = [obj.phrase for obj in objects]
-        return {
-            "pixel_values": tiles,
+        item = {
             "grounding_pixels": self.processor.grounding_pixels(image),
-            "prompts": [self.processor.prompt_ids(phrase, len(tiles)) for phrase in phrases],
             "size": image.shape[:2],
             "truth": torch.from_numpy(self.masks(index)),
             "meta": self._meta(index, phrases, image),
         }
+        if self.processor.image_only:
+            return {**item, "phrases": phrases}
+        tiles = self.processor.tiles(image)
+        prompts = [self.processor.prompt_ids(phrase, len(tiles)) for phrase in phrases]
+        return {**item, "pixel_values": tiles, "prompts": prompts}
 
     def _train_item(self, index: int, image: np.ndarray, epoch: int) -> dict[str, Any]:
         record = self.records[index]
@@ -209,17 +221,22 @@ class VesselDataset(Dataset, ABC):
         if self.augment:
             rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, epoch, index])
             image, masks = self.augment(image, masks, rng)
+        item = {
+            "grounding_pixels": self.processor.grounding_pixels(image, training=True),
+            "masks": torch.from_numpy(masks),
+            "meta": self._meta(index, phrases, image),
+        }
+        if self.processor.image_only:
+            return {**item, "phrases": phrases}
         tiles = self.processor.tiles(image)
         asked = [(self.processor.question_for(p), self.processor.answer) for p in phrases]
         input_ids, labels = self.processor.conversation(asked or record.turns, len(tiles))
         return {
+            **item,
             "input_ids": input_ids,
             "labels": labels,
             "pad_id": self.processor.pad_token_id,
             "pixel_values": tiles,
-            "grounding_pixels": self.processor.grounding_pixels(image, training=True),
-            "masks": torch.from_numpy(masks),
-            "meta": self._meta(index, phrases, image),
         }
 
     def _meta(self, index: int, phrases: list[str], image: np.ndarray) -> dict[str, Any]:
@@ -231,6 +248,7 @@ class VesselDataset(Dataset, ABC):
             "image_path": str(self.records[index].image_path),
             "height": image.shape[0],
             "width": image.shape[1],
+            "spacing": self.spacing,
         }
 
     def _drawn(self, objects: list[Obj], rng: np.random.Generator) -> list[Obj]:
@@ -334,6 +352,21 @@ def _chosen(count: int, indices: Sequence[int] | None, limit: int | None) -> lis
 def _is_whole(value: Any) -> bool:
     """True for an int; True and False are ints to Python, but a mistake here."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _spacing(value: Any) -> tuple[float, float] | None:
+    """(rows, columns) in mm."""
+    if value is None:
+        return None
+    pair = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in pair)
+    if not numbers or len(pair) != 2 or not all(0 < v < float("inf") for v in pair):
+        raise ConfigError(
+            f"spacing={value!r}",
+            "mm from one pixel to the next: a number above 0, or two (rows, columns), or None",
+            "correct `spacing`",
+        )
+    return float(pair[0]), float(pair[1])
 
 
 def _at_least_1(name: str, value: Any) -> int | None:

@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS
 from ..errors import ConfigError, DataError, suggest
 from .base import VesselDataset
 from .image_io import exif_orientation, read_sizes
-from .records import Findings, Obj, Record, parse_polygon, parse_rle, read_json
+from .records import Findings, Obj, Record, is_drawable, parse_polygon, parse_rle, read_json
 
 _IMAGE_KEYS = {"id": int | str, "file_name": str, "width": int, "height": int}
 _MODES = ("union", "category", "instance")
@@ -90,6 +90,8 @@ class CocoVesselDataset(VesselDataset):
                     f"{record.name} has no annotation",
                     "an annotation for every image",
                     "label it, or set unlabelled='drop'",
+                    "unlabelled",
+                    record.name,
                 )
             if record.objects or self.unlabelled == "empty_mask":
                 record.objects = record.objects or [Obj(str(self.phrase))]
@@ -131,13 +133,14 @@ class CocoVesselDataset(VesselDataset):
                         f"duplicate {what} {value!r} ({count} times)",
                         f"a different {what} for every image",
                         "remove the repeated entries, or renumber merged files",
+                        "repeated_entry",
                     )
         paths = [self.image_root / image["file_name"] for image in good]
         records = {}
         for image, path, size in zip(good, paths, read_sizes(paths), strict=True):
             written = (image["width"], image["height"])
             if isinstance(size, DataError):
-                findings.add_error(size)
+                findings.add_error(size, image=image["file_name"])
             elif size != written:
                 turned = size == written[::-1] and exif_orientation(path) > 4
                 findings.add(
@@ -146,6 +149,8 @@ class CocoVesselDataset(VesselDataset):
                     + (" (its EXIF tag turns it; pixels are read as stored)" if turned else ""),
                     "width and height of the annotation file equal to those of the image files",
                     _DRAW,
+                    "label_size",
+                    image["file_name"],
                 )
             records[image["id"]] = Record(path, str(image["file_name"]), *written)
         return records
@@ -181,7 +186,8 @@ def _annotations(
                 "annotations of images that the file lists",
                 _EXPORT,
             )
-        if not isinstance(category, int | str) or category not in phrases:
+        known = isinstance(category, int | str) and category in phrases
+        if not known:
             findings.add(
                 f"{name} points to the unknown category id {category!r}",
                 "annotations of categories that the file lists",
@@ -190,32 +196,51 @@ def _annotations(
         if record is None:
             continue
         obj, problems = parse_segmentation(annotation.get("segmentation"), record)
-        for problem in problems:
-            findings.add(f"{name} of {record.name}: {problem}", *region_advice(problem))
-        by_image[image_id].append((category, obj))
+        for problem, region in problems:
+            findings.add(
+                f"{name} of {record.name}: {problem}",
+                *region_advice(problem),
+                region_kind(problem),
+                record.name,
+                region,
+            )
+        if known:
+            by_image[image_id].append((category, obj))
     return by_image
 
 
-def parse_segmentation(segmentation: Any, record: Record) -> tuple[Obj, list[str]]:
+def parse_segmentation(
+    segmentation: Any, record: Record
+) -> tuple[Obj, list[tuple[str, list[list[float]]]]]:
     """Reads a COCO ``segmentation`` (list of polygons, or an RLE).
 
     Returns:
-        An object without a phrase, and what is wrong with it.
+        An object without a phrase, and what is wrong with it: texts, each with the polygon that it
+        is about, if that can be drawn.
     """
     obj, problems = Obj(""), []
     if isinstance(segmentation, dict):
         rle, problem = parse_rle(segmentation, record.width, record.height)
         obj.rle = [rle] if rle else []
-        return obj, [problem] if problem else []
+        return obj, [(problem, [])] if problem else []
     if not isinstance(segmentation, list) or not segmentation:
-        return obj, [f"segmentation is {segmentation!r}, it has no polygon"]
+        return obj, [(f"segmentation is {segmentation!r}, it has no polygon", [])]
     for points in segmentation:
         xy, problem = parse_polygon(points, record.width, record.height)
         if xy is None:
-            problems.append(problem)
+            problems.append((problem, [points] if is_drawable(points) else []))
         else:
             obj.polygons.append(xy)
     return obj, problems
+
+
+def region_kind(problem: str) -> str:
+    """Returns the kind (see :class:`Problem`) of what :func:`parse_segmentation` found."""
+    if "outside" in problem:
+        return "outside"
+    if "drawn at" in problem:
+        return "label_size"
+    return "rle" if "RLE" in problem else "polygon"
 
 
 def region_advice(problem: str) -> tuple[str, str]:

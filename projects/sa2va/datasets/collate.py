@@ -30,28 +30,43 @@ def sa2va_collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         of K int64 [L]) and sizes (B times (H, W)). Beside it ``truth`` and ``meta``, which the
         test loop hands to the evaluator and never to the model.
 
+        Of ``image_only`` items ``inputs`` has ``grounding_pixels``, ``phrases`` (B lists of K
+        texts) and, in testing, ``sizes``.
+
     Raises:
         ValueError: no items, or training and test items in one batch.
     """
     if not items:
         raise ValueError("a batch needs at least one item")
-    if len({"input_ids" in item for item in items}) != 1:
+    if len({"masks" in item for item in items}) != 1:
         raise ValueError("training and test items cannot share a batch")
+    inputs: dict[str, Any] = {
+        "grounding_pixels": torch.stack([item["grounding_pixels"] for item in items])
+    }
+    if "phrases" in items[0]:
+        inputs["phrases"] = [item["phrases"] for item in items]
+    else:
+        inputs |= _for_language_model(items)
+    meta = [item["meta"] for item in items]
+    if "masks" in items[0]:
+        return {"inputs": inputs, "masks": [item["masks"] for item in items], "meta": meta}
+    inputs["sizes"] = [item["size"] for item in items]
+    return {"inputs": inputs, "truth": [item["truth"] for item in items], "meta": meta}
+
+
+def _for_language_model(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Tiles, and prompts or padded conversations."""
     inputs: dict[str, Any] = {
         "pixel_values": torch.cat([item["pixel_values"] for item in items]),
         "tiles_per_image": [len(item["pixel_values"]) for item in items],
-        "grounding_pixels": torch.stack([item["grounding_pixels"] for item in items]),
     }
-    meta = [item["meta"] for item in items]
-    if "input_ids" not in items[0]:
+    if "prompts" in items[0]:
         inputs["prompts"] = [item["prompts"] for item in items]
-        inputs["sizes"] = [item["size"] for item in items]
-        return {"inputs": inputs, "truth": [item["truth"] for item in items], "meta": meta}
-
+        return inputs
     ids = [item["input_ids"] for item in items]
     labels = [item["labels"] for item in items]
     inputs["input_ids"] = pad_sequence(ids, True, padding_value=items[0]["pad_id"])
     inputs["labels"] = pad_sequence(labels, True, padding_value=IGNORE_INDEX)
     # By length, not by comparing with the pad id: that id may also occur inside a text.
     inputs["attention_mask"] = pad_sequence([torch.ones_like(row) for row in ids], True)
-    return {"inputs": inputs, "masks": [item["masks"] for item in items], "meta": meta}
+    return inputs

@@ -27,6 +27,8 @@ class FolderVesselDataset(VesselDataset):
         image_glob: which files of ``image_dir`` are images, by file name (``*.jpg`` where masks
             of other observers lie beside them).
         phrase: what is asked.
+        frames_file: text file below ``data_root`` with one image a line, named below ``image_dir``,
+            as tools/make_splits.py writes it: only these are frames. None: all images.
         recursive: also look into folders below; pairs have the same path below both folders.
         **common: see :class:`VesselDataset`.
 
@@ -44,12 +46,14 @@ class FolderVesselDataset(VesselDataset):
         mask_suffix: str = "",
         image_glob: str = "*",
         phrase: str = "blood vessel",
+        frames_file: str | Path | None = None,
         recursive: bool = False,
         **common: Any,
     ) -> None:
         self.image_dir, self.mask_dir = Path(image_dir), Path(mask_dir)
         self.mask_suffix, self.image_glob = mask_suffix, image_glob
         self.phrase, self.recursive = phrase, recursive
+        self.frames_file = None if frames_file is None else Path(frames_file)
         super().__init__(**common)
 
     def load_records(self) -> list[Record]:
@@ -67,6 +71,9 @@ class FolderVesselDataset(VesselDataset):
         masks = self._files(mask_root, "*", self.mask_suffix, findings)
         if shared:
             images = {s: p for s, p in images.items() if not s.endswith(self.mask_suffix)}
+        if self.frames_file is not None:
+            images = self._listed(images, self.resolve(self.frames_file), findings)
+            masks = {stem: path for stem, path in masks.items() if stem in images}
         without_mask = sorted(images.keys() - masks.keys())
         without_image = sorted(masks.keys() - images.keys())
         if without_mask:
@@ -74,29 +81,55 @@ class FolderVesselDataset(VesselDataset):
                 f"{len(without_mask)} images without a mask: {listing(without_mask)}",
                 f"a mask <stem>{self.mask_suffix}.* in {mask_root} for every image",
                 "add the masks, remove the images, or correct `mask_suffix`",
+                "unpaired",
             )
         if without_image:
             findings.add(
                 f"{len(without_image)} masks without an image: {listing(without_image)}",
                 f"an image <stem>.* in {self.image_root} for every mask",
                 "add the images or remove the masks",
+                "unpaired",
             )
         stems = sorted(images.keys() & masks.keys())
         sizes = read_sizes([images[s] for s in stems]), read_sizes([masks[s] for s in stems])
         records = []
         for stem, size, mask_size in zip(stems, *sizes, strict=True):
+            name = images[stem].relative_to(self.image_root).as_posix()
             for result in (size, mask_size):
                 if isinstance(result, DataError):
-                    findings.add_error(result)
+                    findings.add_error(result, image=name)
             if isinstance(size, DataError) or isinstance(mask_size, DataError):
                 continue
             if size != mask_size:
-                findings.add_error(mask_size_error(masks[stem], mask_size, size))
-            name = images[stem].relative_to(self.image_root).as_posix()
+                findings.add_error(
+                    mask_size_error(masks[stem], mask_size, size), "label_size", name
+                )
             objects = [Obj(self.phrase, mask_path=masks[stem])]
             records.append(Record(images[stem], name, *size, objects))
         findings.raise_if_any()
         return records
+
+    def _listed(self, images: dict[str, Path], path: Path, findings: Findings) -> dict[str, Path]:
+        """The images that the file at ``path`` lists."""
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path} cannot be read: {error}",
+                "a text file with the name of one image a line",
+                "correct `frames_file`, or write it by tools/make_splits.py",
+            ) from error
+        names = {line.strip() for line in lines} - {""}
+        by_name = {p.relative_to(self.image_root).as_posix(): s for s, p in images.items()}
+        unknown = sorted(names - by_name.keys())
+        if unknown:
+            findings.add(
+                f"{path} lists {len(unknown)} images that are not there: {listing(unknown)}",
+                f"names of images below {self.image_root}",
+                "correct the file, `image_dir` or `image_glob`",
+                "unpaired",
+            )
+        return {by_name[name]: images[by_name[name]] for name in names & by_name.keys()}
 
     def _files(self, folder: Path, glob: str, suffix: str, findings: Findings) -> dict[str, Path]:
         """Image files by path below ``folder`` without file suffix and without ``suffix``."""
@@ -122,6 +155,7 @@ class FolderVesselDataset(VesselDataset):
                     f"{listing(path.name for path in paths)}",
                     "one image and one mask for every stem",
                     "remove or rename all but one of them",
+                    "repeated_entry",
                 )
         if not by_stem:
             below = [path.name for path in folder.iterdir() if path.is_dir()]

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
-from tqdm import tqdm
+from typing import Any
 
 from ..errors import ConfigError, DataError, listing, suggest
 from .base import VesselDataset
+from .hashes import image_hashes, in_parallel, pixel_hash, split_hash
 from .image_io import exif_orientation, read_sizes
+from .leakage import check_near_duplicates
+from .near_duplicates import perceptual_hash
 from .records import Findings, mask_size_error
 
-_T = TypeVar("_T")
+__all__ = [
+    "MOSTLY_FOREGROUND",
+    "IntegrityReport",
+    "check_dataset",
+    "check_splits",
+    "image_hashes",
+    "split_hash",
+]
+
 _LEVELS = ("full", "header", "off")
-_MOSTLY_FOREGROUND = 0.5
+MOSTLY_FOREGROUND = 0.5
 
 
 @dataclass
@@ -47,6 +51,7 @@ class _Frame:
 
     error: DataError | None = None
     pixel_hash: str = ""
+    perceptual_hash: str = ""
     empty: bool = False
     inverted: bool = False
     turned: bool = False
@@ -89,7 +94,7 @@ def check_dataset(
     if verify == "header":
         _check_headers(dataset, findings)
     elif verify == "full":
-        frames = _parallel(
+        frames = in_parallel(
             lambda index: _decode(dataset, index), len(dataset), "verifying", workers, progress
         )
         for frame in frames:
@@ -97,6 +102,7 @@ def check_dataset(
                 findings.add_error(frame.error)
         findings.raise_if_any()
         dataset.image_hashes["pixels"] = [frame.pixel_hash for frame in frames]
+        dataset.image_hashes["perceptual"] = [frame.perceptual_hash for frame in frames]
         report.empty = [n for n, f in zip(dataset.frame_ids, frames, strict=True) if f.empty]
         report.warnings = _warnings(dataset, frames)
     findings.raise_if_any()
@@ -107,27 +113,31 @@ def check_splits(
     splits: Mapping[str, VesselDataset],
     verify: str = "full",
     *,
+    allow_near_duplicates: bool | Sequence[str] = (),
     workers: int | None = None,
     progress: bool = True,
 ) -> list[str]:
-    """Checks that no image and no patient is in two splits.
+    """Checks that no image, no near-duplicate of it and no patient is in two splits.
 
     Args:
         splits: data sets by name.
         verify: ``full`` compares decoded pixels (finds an image that was saved again in another
-            file format), ``header`` compares file contents, ``off`` compares patients only.
+            file format) and looks for near-duplicates, ``header`` compares file contents, ``off``
+            compares patients only.
+        allow_near_duplicates: see :func:`~projects.sa2va.datasets.leakage.check_near_duplicates`.
         workers: threads; None takes one a processor, at most 16.
         progress: show a bar with the time that is left.
 
     Returns:
-        Warnings: splits whose patients cannot be compared because no ids are configured.
+        Warnings: near-duplicates that are allowed; splits whose patients cannot be compared
+        because no ids are configured.
 
     Raises:
         ConfigError: unknown ``verify``.
         DataError: shared images or patients, up to 10 pairs named and the rest counted.
     """
     _check_level(verify)
-    findings = Findings("splits")
+    findings, warnings = Findings("splits"), []
     by = {"full": "pixels", "header": "bytes"}.get(verify)
     if by is not None:
         hashes = {n: image_hashes(d, by, workers, progress) for n, d in splits.items()}
@@ -138,6 +148,10 @@ def check_splits(
                 "every image in one split only",
                 "take the images out of one of the splits and make its annotations again",
             )
+    if verify == "full":
+        warnings += check_near_duplicates(
+            splits, findings, allow_near_duplicates, workers=workers, progress=progress
+        )
     without = [n for n, d in splits.items() if any(r.patient_raw is None for r in d.records)]
     patients = {n: [r.patient_raw for r in d.records] for n, d in splits.items()}
     groups = _shared_patients(splits, patients)
@@ -149,63 +163,12 @@ def check_splits(
         )
     findings.raise_if_any()
     if not without:
-        return []
+        return warnings
     return [
+        *warnings,
         f"no patient ids for {listing(without)}: whether splits share patients cannot be checked "
-        "(set `patient` of the data sets)"
+        "(set `patient` of the data sets)",
     ]
-
-
-def image_hashes(
-    dataset: VesselDataset, by: str = "pixels", workers: int | None = None, progress: bool = False
-) -> list[str]:
-    """Returns the sha256 of every image, of its decoded ``pixels`` or of its file's ``bytes``.
-
-    They are kept in ``dataset.image_hashes``, so that a data set is read once.
-
-    Raises:
-        DataError: images that cannot be read, all in one message.
-    """
-    if by not in dataset.image_hashes:
-
-        def digest(index: int) -> str | DataError:
-            try:
-                if by == "pixels":
-                    return _pixel_hash(dataset.image(index))
-                return _file_hash(dataset.records[index].image_path)
-            except DataError as error:
-                return error
-
-        results = _parallel(digest, len(dataset), f"hashing {by}", workers, progress)
-        findings = Findings(dataset.image_root)
-        for result in results:
-            if isinstance(result, DataError):
-                findings.add_error(result)
-        findings.raise_if_any()
-        dataset.image_hashes[by] = [str(result) for result in results]
-    return dataset.image_hashes[by]
-
-
-def split_hash(dataset: VesselDataset) -> str:
-    """Returns a sha256 that stands for the data set's frames, labels and phrases.
-
-    It goes over the sorted (file name below the image folder, hash of the file's bytes, objects),
-    so it depends neither on the order of the annotations nor on where the data lies, and changes
-    with every pixel, vertex and phrase. File bytes and not decoded pixels, because decoders
-    differ by machine (JPEG).
-    """
-    rows = [
-        json.dumps(
-            [
-                record.name,
-                file_hash,
-                sorted(json.dumps(obj.fingerprint()) for obj in record.objects),
-                record.turns,
-            ]
-        )
-        for record, file_hash in zip(dataset.records, image_hashes(dataset, "bytes"), strict=True)
-    ]
-    return hashlib.sha256("\n".join(sorted(rows)).encode("utf-8")).hexdigest()
 
 
 def _check_level(verify: str) -> None:
@@ -217,28 +180,20 @@ def _check_level(verify: str) -> None:
         )
 
 
-def _parallel(
-    work: Callable[[int], _T], count: int, title: str, workers: int | None, progress: bool
-) -> list[_T]:
-    # Threads: decoding releases the interpreter lock, and images need not be copied back.
-    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
-        results = pool.map(work, range(count))
-        return list(tqdm(results, title, count, disable=not progress, unit="frame", leave=False))
-
-
 def _decode(dataset: VesselDataset, index: int) -> _Frame:
     """Reads image and masks of one frame in full."""
     try:
-        pixel_hash = _pixel_hash(dataset.image(index))
+        image = dataset.image(index)
         masks = dataset.masks(index)
         turned = exif_orientation(dataset.records[index].image_path) != 1
     except DataError as error:
         return _Frame(error=error)
     shares = masks.reshape(len(masks), -1).mean(axis=1)
     return _Frame(
-        pixel_hash=pixel_hash,
+        pixel_hash=pixel_hash(image),
+        perceptual_hash=perceptual_hash(image),
         empty=bool((shares == 0).any()),
-        inverted=bool((shares > _MOSTLY_FOREGROUND).any()),
+        inverted=bool((shares > MOSTLY_FOREGROUND).any()),
         turned=turned,
     )
 
@@ -320,17 +275,3 @@ def _shared_patients(
         for found in where.values()
         for a, b in combinations(found, 2)
     ]
-
-
-def _pixel_hash(image: np.ndarray) -> str:
-    head = f"{image.shape}".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error}", "a file that can be read", "copy the file again"
-        ) from error

@@ -94,7 +94,7 @@ class PatientIds:
         Raises:
             DataError: images without a patient, some of them listed.
         """
-        ids = [self._find(name) for name in names]
+        ids = [self.find(name) for name in names]
         missing = [name for name, raw in zip(names, ids, strict=True) if not raw]
         if not missing:
             return [str(raw) for raw in ids]
@@ -111,7 +111,8 @@ class PatientIds:
             fix,
         )
 
-    def _find(self, name: str) -> str | None:
+    def find(self, name: str) -> str | None:
+        """Returns the original patient id of an image name, or None."""
         path = PurePosixPath(name)
         if self.kind == "regex":
             match = self.pattern.search(name if self.match_on == "path" else path.name)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,14 @@ def parse_polygon(points: Any, width: int, height: int) -> tuple[np.ndarray | No
     return xy, ""
 
 
+def is_drawable(points: Any) -> bool:
+    """Whether ``points`` is a flat list of finite x and y, of a point or more."""
+    numbers = isinstance(points, list) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in points
+    )
+    return bool(numbers and points and len(points) % 2 == 0)
+
+
 def parse_rle(rle: Any, width: int, height: int) -> tuple[dict[str, Any] | None, str]:
     """Checks one COCO RLE (counts as a list, or compressed as text).
 
@@ -205,6 +216,43 @@ def read_json(path: Path, what: str) -> Any:
         ) from error
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a data set.
+
+    Attributes:
+        found, expected, fix: as of :class:`~projects.sa2va.errors.UserError`.
+        kind: what it is, one word for all of its sort.
+        image: name of the image below the image folder, where it belongs to one.
+        regions: polygons [x1, y1, ...] as they are written, where it belongs to some.
+    """
+
+    found: str
+    expected: str
+    fix: str
+    kind: str = "annotations"
+    image: str | None = None
+    regions: tuple[tuple[float, ...], ...] = ()
+
+
+_COLLECTED: ContextVar[list[Problem] | None] = ContextVar("collected", default=None)
+
+
+@contextmanager
+def collecting() -> Iterator[list[Problem]]:
+    """Lets readers go on past problems: they end in the list, and what can be read is read.
+
+    A reader stops at its first problems, because nobody should train on half of a data set. The
+    check of a data set (:mod:`.verify`) wants all of them.
+    """
+    problems: list[Problem] = []
+    token = _COLLECTED.set(problems)
+    try:
+        yield problems
+    finally:
+        _COLLECTED.reset(token)
+
+
 class Findings:
     """Collects everything that is wrong, so that a user mends a data set in one go, not in ten.
 
@@ -215,24 +263,37 @@ class Findings:
 
     def __init__(self, where: object, limit: int = 20) -> None:
         self.where, self.limit = where, limit
-        self._items: list[tuple[str, str, str]] = []
+        self._items: list[Problem] = []
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def add(self, found: str, expected: str, fix: str) -> None:
+    def add(
+        self,
+        found: str,
+        expected: str,
+        fix: str,
+        kind: str = "annotations",
+        image: str | None = None,
+        regions: Sequence[Sequence[float]] = (),
+    ) -> None:
         """Notes one finding; equal ``expected`` and ``fix`` texts are written only once."""
-        self._items.append((found, expected, fix))
+        drawn = tuple(tuple(region) for region in regions)
+        self._items.append(Problem(found, expected, fix, kind, image, drawn))
 
-    def add_error(self, error: DataError) -> None:
+    def add_error(self, error: DataError, kind: str = "file", image: str | None = None) -> None:
         """Notes an error that was raised for one file."""
-        self.add(error.found, error.expected, error.fix)
+        self.add(error.found, error.expected, error.fix, kind, image)
 
     def raise_if_any(self) -> None:
-        """Raises one DataError with all findings, if there are any."""
+        """Raises one DataError with all findings, if there are any (see :func:`collecting`)."""
+        collected = _COLLECTED.get()
+        if collected is not None:
+            collected += self._items
+            self._items = []
         if not self._items:
             return
-        found = [item[0] for item in self._items]
+        found = [item.found for item in self._items]
         if len(found) == 1:
             text = f"{self.where}: {found[0]}"
         else:
@@ -241,6 +302,7 @@ class Findings:
                 lines.append(f"\n    and {len(found) - self.limit} more")
             text = f"{len(found)} problems in {self.where}:{''.join(lines)}"
         expected, fix = (
-            "; ".join(dict.fromkeys(item[part] for item in self._items)) for part in (1, 2)
+            "; ".join(dict.fromkeys(getattr(item, part) for item in self._items))
+            for part in ("expected", "fix")
         )
         raise DataError(text, expected, fix)

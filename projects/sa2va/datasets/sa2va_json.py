@@ -17,7 +17,7 @@ from mmengine.registry import DATASETS
 
 from ..errors import DataError
 from .base import VesselDataset
-from .coco import parse_segmentation, region_advice
+from .coco import parse_segmentation, region_advice, region_kind
 from .image_io import read_sizes
 from .records import Findings, Obj, Record, read_json
 
@@ -70,12 +70,14 @@ class Sa2VAJsonDataset(VesselDataset):
                     f"duplicate image {image!r} ({count} entries)",
                     "one entry an image with all of its objects",
                     "merge the masks and texts of these entries",
+                    "repeated_entry",
+                    image,
                 )
         paths = [self.image_root / entry["image"] for _, entry in good]
         records = []
         for (where, entry), path, size in zip(good, paths, read_sizes(paths), strict=True):
             if isinstance(size, DataError):
-                findings.add_error(size)
+                findings.add_error(size, image=entry["image"])
                 continue
             record = Record(path, entry["image"], *size)
             if "conversations" in entry:
@@ -158,8 +160,14 @@ def _objects(entry: dict, record: Record, where: str, findings: Findings) -> lis
             continue
         # An empty list is an object that is not in the image; the reference reads it so too.
         obj, problems = (Obj(""), []) if mask == [] else parse_segmentation(mask, record)
-        for problem in problems:
-            findings.add(f"{name}: {problem}", *region_advice(problem))
+        for problem, region in problems:
+            findings.add(
+                f"{name}: {problem}",
+                *region_advice(problem),
+                region_kind(problem),
+                record.name,
+                region,
+            )
         obj.phrase = text
         objects.append(obj)
     return objects

@@ -1,7 +1,8 @@
-"""Runners, loops, hooks, optimiser groups, and DeepSpeed (``zero.py``)."""
+"""Runners, loops, hooks, optimiser groups, FSDP2 (``fsdp.py``) and DeepSpeed (``zero.py``)."""
 
 from .bare import bare_model
 from .checkpoint_hook import Sa2VACheckpointHook
+from .fsdp import Sa2VAShardedRunner
 from .loops import Sa2VATestLoop, Sa2VATrainLoop, Sa2VAValLoop
 from .memory import MemoryHook, Sa2VALogProcessor
 from .optim import PartwiseConstructor
@@ -17,6 +18,7 @@ __all__ = [
     "Sa2VAFlexibleRunner",
     "Sa2VALogProcessor",
     "Sa2VARunner",
+    "Sa2VAShardedRunner",
     "Sa2VATestLoop",
     "Sa2VATrainLoop",
     "Sa2VAValLoop",

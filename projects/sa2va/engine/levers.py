@@ -14,6 +14,7 @@ from typing import Any
 _SMALL_IMAGE, _SMALL_RANK = 512, 16
 _NF4 = 0.28  # bytes of a 4-bit weight with its constants, by those of a bfloat16 one
 _MIN_SAVING = 2**20
+_OF_DATA = ("processor.", "train_dataloader.", "val_dataloader.", "test_dataloader.")
 _QWEN2_7B = (28, 3584, 18944)
 # Bytes a pixel of SAM2's input: what one object's mask keeps (decoder's maps at a quarter of the
 # side, the loss at full size, float32), and one frame's encoder (bfloat16, nothing kept).
@@ -98,6 +99,9 @@ class Situation:
 def helpful(situation: Situation) -> list[Lever]:
     """The overrides that save memory in this situation and are not in effect, the best first."""
     levers = [*_weights(situation), *_activations(situation), *_prediction(situation)]
+    if situation.get("model.type", "Sa2VAModel") != "Sa2VAModel":
+        # A baseline has none of the parts; its batches and images are the data's affair.
+        levers = [lever for lever in levers if lever.override.startswith(_OF_DATA)]
     worth = [lever for lever in levers if lever.saving >= _MIN_SAVING]
     return sorted(worth, key=lambda lever: -lever.saving)
 
@@ -148,6 +152,8 @@ def _deepspeed(s: Situation, quantized: bool) -> Iterator[Lever]:
 
 
 def _stage_of_zero(s: Situation) -> int:
+    if s.get("runner_type") == "Sa2VAShardedRunner":
+        return 3  # FSDP2 spreads the same
     return int(s.get("strategy.config.zero_optimization.stage", 0))
 
 

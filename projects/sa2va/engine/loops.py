@@ -6,6 +6,7 @@ the evaluator only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop, TestLoop, ValLoop
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
+from projects.sa2va.checkpoints import software
 from projects.sa2va.datasets.integrity import split_hash
 from projects.sa2va.evaluation import VesselMetric
 from projects.sa2va.evaluation.writer import write_atomic
 from projects.sa2va.models import is_sharded
 
 from .bare import bare_model
+from .evaluation_setup import describe_source
 from .stopping import VALIDATION_DUE, StopOnSignal, ValidationStopped
 
 
@@ -154,6 +157,10 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
         out_dir: folder of the results; default ``work_dir/<timestamp>``.
         merge_lora: put LoRA and token rows into the weights first: less memory and time, and
             sums that are rounded to the dtype of the weights.
+        split_name: which frames are scored; what a threshold is tuned on is never called 'test'.
+        test_split: hash of the config's test split where other frames are scored.
+        threshold_source: where the evaluator's threshold comes from; tools/test.py sets these
+            three (:mod:`.evaluation_setup`).
     """
 
     def __init__(
@@ -163,21 +170,29 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
         evaluator: Any,
         out_dir: str | None = None,
         merge_lora: bool = False,
+        split_name: str = "test",
+        test_split: str | None = None,
+        threshold_source: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(runner, dataloader, evaluator)
         self.out_dir = out_dir or runner.log_dir
         self.merge_lora = merge_lora
+        self.split = {"split_name": split_name, "test_split": test_split}
+        self.threshold_source = dict(threshold_source or {"kind": "config"})
 
     def run(self) -> dict[str, float]:
         """Predicts, scores and writes the test frames."""
         model = bare_model(self.runner.model)
         report = self.runner.load_report
         if self.merge_lora:
-            model.mllm.merge_lora()
+            model.merge_lora()
             report.notes.append("LoRA and token rows merged into the weights before the test")
+        if self.runner.optim_wrapper is None:  # nothing of this process goes on training
+            model.prepare_for_prediction()
         for metric in self.evaluator.metrics:
             if isinstance(metric, VesselMetric):
                 metric.out_dir = self.out_dir
+                metric.set_grid(model.grid_size)
                 metric.set_provenance(
                     {
                         "answer_mode": model.answer_mode,
@@ -185,8 +200,13 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
                         "weights": report.as_dict(),
                         "config": self.runner.cfg.filename,
                         "split": split_hash(self.dataloader.dataset),
+                        **self.split,
+                        "threshold_source": self.threshold_source,
+                        "software": software(),
                     }
                 )
+                said = describe_source(metric.threshold, self.threshold_source)
+                self.runner.logger.info(said)
         if is_main_process():
             # With --cfg-options the config file alone does not say what ran.
             text = self.runner.cfg.pretty_text.encode()

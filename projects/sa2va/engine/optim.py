@@ -1,16 +1,25 @@
-"""Parameter groups: trainable parameters only, a learning rate per part, decay on matrices only."""
+"""Parameter groups: trainable parameters only, a learning rate per part, decay on matrices only.
+
+Which optimiser steps them is ``optim_wrapper.optimizer.type``: torch's by name, or bitsandbytes'
+8-bit ones (Dettmers et al., 2022: 8-bit Optimizers via Block-wise Quantization), which mmengine
+registers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim.optimizer.builder import BITSANDBYTES_OPTIMIZERS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
-from torch import nn
+from torch import Tensor, nn, optim
 
 from projects.sa2va.errors import ConfigError, listing, suggest
 from projects.sa2va.models import part_of
 from projects.sa2va.models.parameters import PARTS
+
+_FUSED = (optim.AdamW, optim.Adam, optim.SGD)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -19,7 +28,9 @@ class PartwiseConstructor(DefaultOptimWrapperConstructor):
 
     ``paramwise_cfg=dict(lr_mult={'SAM2 mask decoder': 0.1})`` multiplies the learning rate of a
     part; the names are those of the parameter table in the log. Biases, norms, embeddings and
-    token rows get no weight decay.
+    token rows get no weight decay. On a card, torch's own optimisers step in one fused kernel,
+    which needs no copies of the parameters, unless the config says how (``fused``, ``foreach``);
+    under DeepSpeed they stay as they are.
     """
 
     def __call__(self, model: nn.Module) -> Any:
@@ -50,8 +61,11 @@ class PartwiseConstructor(DefaultOptimWrapperConstructor):
                 expected="only parts that train: " + ", ".join(sorted({p for p, _ in groups})),
                 fix="remove the part from lr_mult, or let it train",
             )
-        optimizer["params"] = list(groups.values())
         wrapper = dict(self.optim_wrapper_cfg)
+        trained = (p for group in groups.values() for p in group["params"])
+        if wrapper.get("type") == "OptimWrapper" and can_fuse(optimizer, trained):
+            optimizer["fused"] = True
+        optimizer["params"] = list(groups.values())
         return OPTIM_WRAPPERS.build(
             wrapper, default_args={"optimizer": OPTIMIZERS.build(optimizer)}
         )
@@ -79,3 +93,33 @@ class PartwiseConstructor(DefaultOptimWrapperConstructor):
         # mmengine's own keys (custom_keys, norm_decay_mult, ...) are not used here.
         if not isinstance(self.paramwise_cfg or {}, dict):
             raise TypeError("paramwise_cfg must be a dict")
+
+
+def can_fuse(optimizer: Mapping[str, Any], parameters: Iterable[Tensor]) -> bool:
+    """Whether ``fused=True`` goes without saying: torch's optimiser, all on CUDA, nothing set."""
+    said = {"fused", "foreach", "capturable", "differentiable"} & set(optimizer)
+    known = OPTIMIZERS.get(optimizer["type"]) in _FUSED
+    return known and not said and all(p.is_cuda for p in parameters)
+
+
+def refuse_sharded(optimizer: Mapping[str, Any], how: str) -> None:
+    """bitsandbytes' optimisers are for one card or DDP.
+
+    DeepSpeed cannot put their states, which lie in blocks, back into its shards on ``--resume``,
+    and they do not know torch's DTensor.
+
+    Args:
+        optimizer: ``optim_wrapper.optimizer``.
+        how: what shards the states, for the message.
+
+    Raises:
+        ConfigError: it is one of them.
+    """
+    kind = optimizer["type"]
+    if kind in BITSANDBYTES_OPTIMIZERS:
+        raise ConfigError(
+            found=f"optim_wrapper.optimizer.type={kind!r} together with {how}",
+            expected="AdamW: bitsandbytes' states cannot be sharded and resumed",
+            fix="set optim_wrapper.optimizer.type=AdamW, whose states are shared among the "
+            "processes; or train without it, on one card or with plain DDP",
+        )

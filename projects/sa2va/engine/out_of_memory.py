@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from projects.sa2va.columns import columns
 from projects.sa2va.errors import MemoryFullError
@@ -96,7 +97,7 @@ def held_by_part(model: nn.Module, wrapper: Any) -> dict[str, Held]:
     Gradients and optimiser states that do not exist yet are counted as they will be.
 
     Args:
-        model: a Sa2VAModel.
+        model: a SegmentationModel.
         wrapper: the optimiser wrapper; None, or still its config, where nothing is trained.
     """
     optimizer = getattr(wrapper, "optimizer", None)
@@ -104,11 +105,11 @@ def held_by_part(model: nn.Module, wrapper: Any) -> dict[str, Held]:
     parts: dict[str, Held] = {}
     for name, parameter in model.named_parameters():
         held = parts.setdefault(part_of(name), Held())
-        local = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3's shard
+        local = getattr(parameter, "ds_tensor", _local(parameter))  # ZeRO-3's shard
         held.weights += _bytes(local)
         if not parameter.requires_grad or wrapper is None:
             continue
-        count = int(getattr(parameter, "ds_numel", parameter.numel()))
+        count = int(getattr(parameter, "ds_numel", _local(parameter).numel()))
         held.trained += count
         held.gradients += _bytes(parameter if parameter.grad is None else parameter.grad)
         state = states.get(parameter) or {}
@@ -119,7 +120,12 @@ def held_by_part(model: nn.Module, wrapper: Any) -> dict[str, Held]:
 
 
 def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return _local(tensor).numel() * tensor.element_size()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's shard under FSDP2, else the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _table(parts: Mapping[str, Held], peak: int | None) -> list[str]:
@@ -168,9 +174,12 @@ def _batch(hook: MemoryHook | None) -> Batch:
     inputs = ((hook.batch if hook is not None else None) or {}).get("inputs")
     if inputs is None:
         return Batch()
-    frames = len(inputs["tiles_per_image"])
-    if "prompts" in inputs:
+    frames = len(inputs["grounding_pixels"])
+    if "masks" not in hook.batch:
+        if "phrases" in inputs:  # a model without a language model
+            return Batch(frames, 0, sum(map(len, inputs["phrases"])))
         lengths = [len(prompt) for group in inputs["prompts"] for prompt in group]
         return Batch(frames, max(lengths, default=0), len(lengths))
     masks = sum(len(own) for own in hook.batch["masks"])
-    return Batch(frames, inputs["input_ids"].shape[1], masks)
+    tokens = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+    return Batch(frames, tokens, masks)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import apply_to
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from projects.sa2va.checkpoints import (
@@ -26,6 +27,7 @@ from projects.sa2va.checkpoints import (
     write_atomically,
 )
 from projects.sa2va.models import parameter_table
+from projects.sa2va.models.prediction import move_frozen_first
 
 from .bare import bare_model
 from .memory import limit_memory
@@ -108,7 +110,8 @@ class CheckpointsOfOurs:
             return
         checkpoint: dict[str, Any] = {
             "meta": self._checkpoint_meta(meta, by_epoch),
-            "state_dict": trained,
+            # What no run goes on from need not be kept in float32.
+            "state_dict": trained if save_optimizer else model.rounded_for_prediction(trained),
         }
         if model.changed_frozen:
             checkpoint["changed_frozen"] = self.changed_frozen()
@@ -160,6 +163,24 @@ class Sa2VARunner(CheckpointsOfOurs, Runner):
         """Also caps the memory, when the process has its card and no model yet."""
         super().setup_env(env_cfg)
         limit_memory(self.cfg.get("memory_budget_gib"))
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wraps in DDP where several processes train.
+
+        Gradients are views into the buckets that DDP reduces: mmengine's default holds them twice.
+        A test needs neither buckets nor weights that are sent around: all processes read the same.
+        """
+        if self._train_loop is None:
+            move_frozen_first(model, get_device())
+            return model
+        if self.distributed and model_wrapper_cfg is None:
+            model_wrapper_cfg = {
+                "type": "MMDistributedDataParallel",
+                "broadcast_buffers": False,
+                "find_unused_parameters": self.cfg.get("find_unused_parameters", False),
+                "gradient_as_bucket_view": True,
+            }
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads trained weights strictly; see :func:`checkpoints.load_trained`."""

@@ -6,7 +6,6 @@ Nothing expensive (weights, cards, process groups) is touched until all of it is
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import tempfile
@@ -15,17 +14,22 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import print_log
-from mmengine.registry import DATASETS
+from mmengine.registry import MODELS
 
-from projects.sa2va.checkpoints import DATA_SPLITS_FILE, read_checkpoint
+from projects.sa2va.checkpoints import DATA_SPLITS_FILE, check_kind, read_checkpoint
 from projects.sa2va.config import load_config
-from projects.sa2va.datasets.integrity import check_dataset, check_splits, split_hash
 from projects.sa2va.errors import ConfigError, SetupError, listing, suggest
+from projects.sa2va.evaluation.metrics import choose_metrics
 from projects.sa2va.evaluation.writer import write_atomic
+from projects.sa2va.models.segmentation import nothing_to_train
 
+from .data_check import check_test_data, check_training_data
+from .evaluation_setup import choose_split, choose_threshold
 from .folders import remove_half_written
+from .fsdp import choose_strategy
+from .optim import refuse_sharded
 from .resume import check_same_data, check_same_experiment, set_resume
+from .tensorboard import drop_tensorboard, set_tensorboard
 
 ROOT = Path(__file__).resolve().parents[3]
 DEEPSPEED_CONFIGS = ROOT / "configs" / "deepspeed"
@@ -36,6 +40,7 @@ def prepare_training(
     *,
     work_dir: str | None = None,
     deepspeed: str | None = None,
+    strategy: str | None = None,
     resume: str | None = None,
     seed: int | None = None,
     cfg_options: dict[str, Any] | None = None,
@@ -47,6 +52,7 @@ def prepare_training(
         config: config file.
         work_dir: output folder; default ``work_dirs/<config name>``.
         deepspeed: name of a file in configs/deepspeed, or a JSON file.
+        strategy: ``ddp`` or ``fsdp2``; None is what the config says, DDP where it says nothing.
         resume: checkpoint, or ``auto`` for the newest of the work dir (a fresh start if none).
         seed: random seed in place of the config's.
         cfg_options: overrides.
@@ -56,23 +62,29 @@ def prepare_training(
         UserError: whatever is wrong, before any long work.
     """
     cfg = load_config(config, cfg_options)
+    _check_trains(cfg, config)
+    set_tensorboard(cfg)
     cfg.work_dir = prepare_work_dir(work_dir or cfg.get("work_dir"), config)
     _set_backend(cfg)
     if seed is not None:
         cfg.randomness.seed = seed
+    choose_strategy(cfg, strategy, deepspeed, distributed)
     if deepspeed is not None:
         _use_deepspeed(cfg, deepspeed, distributed)
     cfg.resume = False  # a dumped config of a resumed run says True
     meta = set_resume(cfg, resume, seed) if resume is not None else None
+    loaded = meta
     if meta is None and cfg.get("load_from"):
-        read_checkpoint(cfg.load_from)
+        loaded = read_checkpoint(cfg.load_from)["meta"]
+    if loaded is not None:
+        check_kind(cfg.model.type, loaded, cfg.load_from)
     # Augmentation and the order of frames follow the run's seed; weights have seeds of their own.
     if cfg.get("train_dataloader"):
         cfg.train_dataloader.dataset.setdefault("seed", cfg.randomness.seed or 0)
     if meta is not None:
         check_same_experiment(cfg, meta, cfg.load_from)
     if _is_first_process():
-        splits = check_data(cfg, ("train", "val", "test"))
+        splits = check_training_data(cfg, loaded, cfg.get("load_from"))
         if meta is not None:
             check_same_data(splits["train"]["hash"], meta, cfg.load_from)
         text = json.dumps(splits, indent=1).encode()
@@ -88,6 +100,9 @@ def prepare_test(
     work_dir: str | None = None,
     out: str | None = None,
     show_dir: str | None = None,
+    metrics: str | list[str] | None = None,
+    split: str | None = None,
+    threshold: str | None = None,
     cfg_options: dict[str, Any] | None = None,
 ) -> Config:
     """Returns the resolved config of a test run, everything checked.
@@ -98,6 +113,9 @@ def prepare_test(
         work_dir: output folder; default ``work_dirs/<config name>``.
         out: folder of the results.
         show_dir: folder of the pictures.
+        metrics: ``all``, ``fast`` or names, in place of the config's.
+        split: ``test`` or ``val``; see :func:`.evaluation_setup.choose_split`.
+        threshold: see :func:`.evaluation_setup.choose_threshold`.
         cfg_options: overrides.
 
     Raises:
@@ -108,22 +126,45 @@ def prepare_test(
     _set_backend(cfg)
     cfg.load_from = checkpoint
     cfg.resume = False
+    drop_tensorboard(cfg)
     # A config dumped by a DeepSpeed run: testing needs neither its runner nor its strategy.
     cfg.runner_type = "Sa2VARunner"
     cfg.pop("strategy", None)
-    if checkpoint is not None:
-        read_checkpoint(checkpoint)
+    meta = None if checkpoint is None else read_checkpoint(checkpoint)["meta"]
+    if meta is not None:
+        check_kind(cfg.model.type, meta, str(checkpoint))
     if out is not None:
         cfg.test_cfg.out_dir = prepare_work_dir(out, config)
     if show_dir is not None:
         cfg.test_evaluator.show_dir = prepare_work_dir(show_dir, config)
+    if metrics is not None:
+        choose_metrics(metrics)  # refused now, not after the model is loaded
+        cfg.test_evaluator.metric_set = metrics
+    held_out = choose_split(cfg, split)
+    chosen = choose_threshold(cfg, threshold, checkpoint, cfg_options)
+    training = (cfg.get("train_dataloader") or {}).get("dataset")
     for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
         cfg.pop(key, None)
     for key in ("val_dataloader", "val_cfg", "val_evaluator"):
         cfg.pop(key, None)
     if _is_first_process():
-        check_data(cfg, ("test",))
+        others = {"train": training, "test": held_out}
+        cfg.test_cfg.test_split = check_test_data(cfg, others, meta, checkpoint, chosen)
     return cfg
+
+
+def _check_trains(cfg: Config, config: str) -> None:
+    """Refuses a model without parameters, and a config without a schedule."""
+    if not MODELS.get(cfg.model.type).is_trainable:
+        raise nothing_to_train(cfg.model.type)
+    needed = ("train_dataloader", "train_cfg", "optim_wrapper")
+    missing = [key for key in needed if not cfg.get(key)]
+    if missing:
+        raise ConfigError(
+            found=f"{config} without {listing(missing)}",
+            expected="training frames, number of iterations and optimiser",
+            fix="add a file of configs/_base_/schedules (and of configs/_base_/datasets) to _base_",
+        )
 
 
 def prepare_work_dir(work_dir: str | None, config: str) -> str:
@@ -144,33 +185,6 @@ def prepare_work_dir(work_dir: str | None, config: str) -> str:
             fix="give another --work-dir, or mend the permissions",
         ) from error
     return str(path)
-
-
-def check_data(cfg: Config, splits: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Reads every frame and annotation of the splits once.
-
-    Returns:
-        Per split its number of ``frames`` and its ``hash``.
-
-    Raises:
-        DataError: broken files, bad annotations, or splits that share an image or a patient.
-    """
-    datasets = {
-        split: DATASETS.build(cfg[f"{split}_dataloader"]["dataset"])
-        for split in splits
-        if cfg.get(f"{split}_dataloader")
-    }
-    warnings = [
-        f"{split}: {warning}"
-        for split, dataset in datasets.items()
-        for warning in check_dataset(dataset).warnings
-    ]
-    for warning in [*warnings, *check_splits(datasets)]:
-        print_log(warning, logger="current", level=logging.WARNING)
-    return {
-        split: {"frames": len(dataset), "hash": split_hash(dataset)}
-        for split, dataset in datasets.items()
-    }
 
 
 def _use_deepspeed(cfg: Config, deepspeed: str, distributed: bool) -> None:
@@ -211,6 +225,7 @@ def _use_deepspeed(cfg: Config, deepspeed: str, distributed: bool) -> None:
     if bf16 == "auto":
         settings["bf16"]["enabled"] = cfg.model.get("autocast") == "bfloat16"
     wrapper = cfg.optim_wrapper
+    refuse_sharded(wrapper.optimizer, f"--deepspeed {deepspeed}")
     max_norm = (wrapper.get("clip_grad") or {}).get("max_norm", 0.0)
     other = sorted(set(wrapper.get("clip_grad") or {}) - {"max_norm"})
     if other:

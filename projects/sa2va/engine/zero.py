@@ -80,6 +80,9 @@ class Sa2VADeepSpeedStrategy(DeepSpeedStrategy):
                 for parameter in model.parameters():
                     parameter.data = parameter.data.to(torch.bfloat16)
             deepspeed.zero.Init(module=model, config_dict_or_path=self.config)
+            device = deepspeed.get_accelerator().current_device_name()
+            for buffer in model.buffers():  # which DeepSpeed moves with whole models only
+                buffer.data = buffer.data.to(device)
         return super()._wrap_model(model)
 
     def masters(self) -> dict[str, Tensor]:

@@ -1,11 +1,21 @@
-"""Scoring predictions against masks: numbers, result files and pictures.
+"""Scoring predictions against masks: numbers, statistics, result files and pictures.
 
-``metrics`` holds the arithmetic and the one rule for undefined values, ``vessel_metric`` the
-evaluator that mmengine runs, ``writer`` the result files, ``pictures`` the six-panel pictures and
-``table`` the table of the log. Nothing here is ever read by a model.
+Metrics: ``overlap``, ``ranking``, ``centreline``, ``surface`` and ``topology``, one family each,
+over ``geometry``; ``metrics`` puts them together. ``rows`` is what is kept of each frame,
+``summary`` the means, ``bootstrap`` their intervals, ``oracle`` the ceiling of the decoder's grid,
+``guards`` the checks, ``report`` all of it. ``vessel_metric`` is the evaluator that mmengine runs,
+``scoring`` its work on one frame, ``writer`` the result files, ``pictures`` the six-panel pictures,
+``table`` the table of the log. ``html_report`` makes a page of the files. ``run_folder`` reads
+results back, ``rescore`` scores them, or masks of any origin, again, ``compare`` tells runs apart.
+``threshold_sweep``, ``threshold_choice`` and ``chosen_threshold`` choose a threshold, with
+``postprocess``; ``calibration`` and ``reliability`` ask whether probabilities are right,
+``diagrams`` draws both. Nothing here is ever read by a model.
 """
 
-from .metrics import METRIC_NAMES, Counts, FrameResult, Row, Summary, summarise
+from .metrics import METRIC_NAMES, Scorer, Scores
+from .overlap import Counts
+from .rows import FrameResult, Row
+from .summary import Summary, summarise
 from .vessel_metric import VesselMetric
 
 __all__ = [
@@ -13,6 +23,8 @@ __all__ = [
     "Counts",
     "FrameResult",
     "Row",
+    "Scorer",
+    "Scores",
     "Summary",
     "VesselMetric",
     "summarise",

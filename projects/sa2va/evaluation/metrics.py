@@ -1,220 +1,190 @@
-"""Overlap metrics of binary masks, from confusion counts, and their means.
+"""Which metrics there are, how a list of them is chosen, and all of them for one pair of masks.
 
-Definitions, with tp, fp, fn, tn the numbers of pixels (Taha & Hanbury, "Metrics for evaluating 3D
-medical image segmentation", BMC Med Imaging 15:29, 2015):
-
-    dice = 2 tp / (2 tp + fp + fn)      iou         = tp / (tp + fp + fn)
-    precision = tp / (tp + fp)          recall      = tp / (tp + fn)
-    specificity = tn / (tn + fp)        accuracy    = (tp + tn) / (tp + fp + fn + tn)
-
-**The rule for undefined values.** A ratio 0/0 is undefined: it is ``nan`` here and ``null`` in
-JSON, it is left out of every mean, and how many were left out is reported beside the mean
-(``undefined``). No value is put in its place, neither 0 nor 1. It follows that
-
-    truth    prediction   dice, iou    precision   recall      specificity  accuracy
-    empty    empty        undefined    undefined   undefined   1            1
-    empty    some         0            0           undefined   < 1          < 1
-    some     empty        0            undefined   0           1 (a)        < 1
-    full     any          as defined   as defined  as defined  undefined    as defined
-
-(a) undefined as well if the truth fills the whole image.
-
-Mind the third line: a model that answers nothing loses no *mean* precision, its dice and recall
-are 0. Read precision together with its number of undefined rows.
-
-**The means.** The unit is a row: one phrase of one frame.
-
-* ``mean``: the mean over rows ("over frames" when every frame has one phrase).
-* ``per_patient``: the mean over the patient's rows.
-* ``patient_mean``: the mean over patients of ``per_patient``, so that a patient with many frames
-  weighs no more than one with few. Rows without a patient id take no part in it.
-* ``pooled``: the ratio of the counts summed over all rows; large vessels weigh more.
-
-Sums are correctly rounded (``math.fsum``), so no result depends on the order of the rows.
+**The rule for undefined values.** A ratio 0/0, and a distance to an empty outline, is undefined: it
+is ``nan`` here and ``null`` in JSON, it is left out of every mean, and how many were left out is
+reported beside the mean (``undefined``). No value is put in its place, neither 0 nor 1. Each family
+has its own table of what an empty truth or prediction gives: :mod:`.overlap`, :mod:`.ranking`,
+:mod:`.centreline`, :mod:`.surface`, :mod:`.topology`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-METRIC_NAMES = ("dice", "iou", "precision", "recall", "specificity", "accuracy")
+from ..errors import ConfigError, suggest
+from .calibration import calibration_parts
+from .centreline import CENTRELINE_NAMES, centreline_parts, pooled_centreline
+from .geometry import MaskGeometry
+from .overlap import OVERLAP_NAMES, Counts, pooled_overlap
+from .postprocess import PostProcess
+from .ranking import RANKING_NAMES, average_precision, level_counts, pooled_ranking, split
+from .surface import SURFACE_MM_NAMES, SURFACE_NAMES, SurfaceDistances, pooled_assd
+from .topology import TOPOLOGY_NAMES, pooled_topology, topology_parts
+
+METRIC_NAMES = (
+    *OVERLAP_NAMES,
+    *RANKING_NAMES,
+    *CENTRELINE_NAMES,
+    *SURFACE_NAMES,
+    *SURFACE_MM_NAMES,
+    *TOPOLOGY_NAMES,
+)
 """Names and order of the metrics, everywhere."""
+METRIC_SETS: dict[str, tuple[str, ...]] = {"fast": OVERLAP_NAMES, "all": METRIC_NAMES}
+LOWER_IS_BETTER = frozenset((*SURFACE_NAMES, *SURFACE_MM_NAMES, *TOPOLOGY_NAMES))
+DEFAULT_TOLERANCE = 2.0
+_PIXELS = np.ones(2)
+
+POOLED: dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]] = {
+    "overlap": pooled_overlap,
+    "ranking": pooled_ranking,
+    "centreline": pooled_centreline,
+    "surface_px": lambda sums: {"assd": pooled_assd(sums)},
+    "surface_mm": lambda sums: {"assd_mm": pooled_assd(sums)},
+    "topology": pooled_topology,
+}
+"""Pooled metrics of a family from its summed parts [..., n]; hd95 needs all distances instead."""
 
 
-def _ratio(numerator: int, denominator: int) -> float:
-    return numerator / denominator if denominator else math.nan
+def choose_metrics(metric_set: Any) -> tuple[str, ...]:
+    """The names that ``metric_set`` of the evaluator stands for, in the order of the table.
+
+    Args:
+        metric_set: 'all', 'fast' or a list of names; the overlap metrics are always among them.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    wanted: Sequence[str] | None = None
+    if isinstance(metric_set, str):
+        wanted = METRIC_SETS.get(metric_set)
+    elif isinstance(metric_set, (list, tuple)) and all(isinstance(n, str) for n in metric_set):
+        wanted = metric_set
+    unknown = [name for name in wanted or () if name not in METRIC_NAMES]
+    if wanted is None or unknown:
+        wrong = unknown[0] if unknown else metric_set
+        raise ConfigError(
+            found=f"metric_set={metric_set!r} in VesselMetric"
+            + suggest(str(wrong), (*METRIC_SETS, *METRIC_NAMES)),
+            expected=f"'all', 'fast' or a list of names out of {', '.join(METRIC_NAMES)}",
+            fix="correct metric_set in the evaluator, or --metrics",
+        )
+    return tuple(name for name in METRIC_NAMES if name in wanted or name in OVERLAP_NAMES)
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Confusion counts of one or several pairs of masks, in pixels."""
+class Scores:
+    """All that is kept of one prediction against its truth.
 
-    tp: int = 0
-    fp: int = 0
-    fn: int = 0
-    tn: int = 0
+    Attributes:
+        counts: of pixels.
+        extra: further metrics by name; ``nan`` where undefined.
+        parts: what the pooled metrics of a family are computed from, by family; arrays that are
+            summed over rows.
+        distances: of the outlines, in 'px' and in 'mm' where the spacing is known.
+    """
 
-    @classmethod
-    def of_masks(cls, prediction: Tensor, truth: Tensor) -> Counts:
-        """Counts the pixels of two bool masks of the same shape (any number of dimensions).
+    counts: Counts
+    extra: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    distances: Mapping[str, SurfaceDistances] = field(default_factory=dict)
+
+    def values(self) -> dict[str, float]:
+        """All metrics by name; ``nan`` where undefined."""
+        return self._values
+
+    @cached_property
+    def _values(self) -> dict[str, float]:
+        return {**self.counts.metrics(), **self.extra}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores maps against masks.
+
+    Args:
+        threshold: a pixel is vessel where probability >= threshold, in float32.
+        names: from :func:`choose_metrics`.
+        tolerance: of centreline precision and recall, in px.
+        postprocess: what is done to the mask after the cut.
+        calibration: whether ``parts`` hold what :mod:`.calibration` needs.
+    """
+
+    threshold: float
+    names: tuple[str, ...] = METRIC_NAMES
+    tolerance: float = DEFAULT_TOLERANCE
+    postprocess: PostProcess = field(default_factory=PostProcess)
+    calibration: bool = False
+
+    def cut(self, probability: np.ndarray) -> np.ndarray:
+        """The mask of a float32 map."""
+        return self.postprocess.cut(probability, self.threshold)
+
+    def score(
+        self,
+        probability: np.ndarray,
+        truth: MaskGeometry,
+        spacing: Sequence[float] | None = None,
+    ) -> Scores:
+        """Scores one map.
+
+        Args:
+            probability: float32 [H, W] in [0, 1].
+            truth: of bool [H, W]; hand in the same object again to score another map.
+            spacing: mm from one row, and one column, to the next, or None where unknown.
+
+        Returns:
+            The overlap metrics and those of ``names``.
 
         Raises:
-            ValueError: the shapes or the dtypes are not those.
+            ValueError: the shapes differ.
         """
-        if prediction.shape != truth.shape:
-            raise ValueError(f"shapes differ: {tuple(prediction.shape)}, {tuple(truth.shape)}")
-        if prediction.dtype != torch.bool or truth.dtype != torch.bool:
-            raise ValueError(f"masks must be bool, not {prediction.dtype} and {truth.dtype}")
-        tp = int((prediction & truth).sum())
-        positives, wanted = int(prediction.sum()), int(truth.sum())
-        fp, fn = positives - tp, wanted - tp
-        return cls(tp, fp, fn, truth.numel() - tp - fp - fn)
+        mask = self.cut(probability)
+        counts = Counts.of_masks(mask, truth.mask)
+        values: dict[str, Any] = {}
+        parts: dict[str, np.ndarray] = {}
+        distances: dict[str, SurfaceDistances] = {}
+        if self.calibration or self._wants(RANKING_NAMES):
+            ranked = split(probability, truth.mask)
+            if self.calibration:
+                parts["calibration"] = calibration_parts(*ranked)
+            if self._wants(RANKING_NAMES):
+                values["average_precision"] = average_precision(*ranked)
+                parts["ranking"] = level_counts(*ranked)
+        shape = MaskGeometry(mask)
+        if self._wants(CENTRELINE_NAMES):
+            parts["centreline"] = centreline_parts(shape, truth, self.tolerance)
+            values |= pooled_centreline(parts["centreline"])
+        if self._wants((*SURFACE_NAMES, *SURFACE_MM_NAMES)):
+            values |= dict.fromkeys((*SURFACE_NAMES, *SURFACE_MM_NAMES), math.nan)
+            distances = _distances(shape, truth, spacing)
+            for unit, found in distances.items():
+                parts[f"surface_{unit}"] = found.sums()
+                names = SURFACE_MM_NAMES if unit == "mm" else SURFACE_NAMES
+                values |= zip(names, (found.hd95(), pooled_assd(found.sums())), strict=True)
+        if self._wants(TOPOLOGY_NAMES):
+            parts["topology"] = topology_parts(shape, truth)
+            values |= pooled_topology(parts["topology"])
+        extra = {name: float(values[name]) for name in self.names if name in values}
+        return Scores(counts, extra, parts, distances)
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn
-        )
-
-    @property
-    def empty_truth(self) -> bool:
-        """Whether no pixel of the truth is set."""
-        return self.tp + self.fn == 0
-
-    @property
-    def exact(self) -> bool:
-        """Whether the truth is not empty and the prediction equals it to the pixel."""
-        return self.tp > 0 and self.fp == 0 and self.fn == 0
-
-    def metrics(self) -> dict[str, float]:
-        """All metrics by name; ``nan`` where undefined."""
-        tp, fp, fn, tn = self.tp, self.fp, self.fn, self.tn
-        return {
-            "dice": _ratio(2 * tp, 2 * tp + fp + fn),
-            "iou": _ratio(tp, tp + fp + fn),
-            "precision": _ratio(tp, tp + fp),
-            "recall": _ratio(tp, tp + fn),
-            "specificity": _ratio(tn, tn + fp),
-            "accuracy": _ratio(tp + tn, tp + fp + fn + tn),
-        }
+    def _wants(self, names: Sequence[str]) -> bool:
+        return not set(names).isdisjoint(self.names)
 
 
-@dataclass(frozen=True)
-class Row:
-    """What is kept of one phrase of one frame.
-
-    Attributes:
-        phrase: the phrase that was asked for.
-        counts: prediction against truth.
-        seg_emitted: whether the answer held [SEG].
-        answer: the answer's text.
-        stem: name of this row's files, without folder and ending.
-        prediction_rle: predicted mask as COCO RLE (``counts`` as ASCII text), when needed.
-        truth_rle: the truth likewise.
-    """
-
-    phrase: str
-    counts: Counts
-    seg_emitted: bool
-    answer: str
-    stem: str
-    prediction_rle: dict | None = None
-    truth_rle: dict | None = None
-
-
-@dataclass(frozen=True)
-class FrameResult:
-    """What is kept of one frame, small enough to be sent between processes.
-
-    Attributes:
-        index: position in the data set.
-        frame: the frame's output name.
-        patient: the patient's pseudonym, or None.
-        image_path: for the pictures only; never written.
-        rows: one per phrase; may be empty.
-    """
-
-    index: int
-    frame: str
-    patient: str | None
-    image_path: str
-    rows: tuple[Row, ...] = ()
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Means over many rows; the module's docstring defines each.
-
-    Attributes:
-        mean, patient_mean, pooled: metric by name, ``nan`` where nothing defined was averaged.
-        per_patient: metrics by pseudonym, in sorted order.
-        undefined: for ``mean`` the number of rows, for ``patient_mean`` the number of patients and
-            for ``pooled`` 0 or 1, by metric, that had no defined value and were left out.
-    """
-
-    mean: dict[str, float]
-    patient_mean: dict[str, float]
-    pooled: dict[str, float]
-    per_patient: dict[str, dict[str, float]] = field(default_factory=dict)
-    undefined: dict[str, dict[str, int]] = field(default_factory=dict)
-
-
-def mean_defined(values: Iterable[float]) -> float:
-    """Mean of the values that are not ``nan``; ``nan`` if there is none."""
-    defined = [value for value in values if not math.isnan(value)]
-    return math.fsum(defined) / len(defined) if defined else math.nan
-
-
-def _means(items: list[Mapping[str, float]]) -> dict[str, float]:
-    return {name: mean_defined(item[name] for item in items) for name in METRIC_NAMES}
-
-
-def _undefined(items: list[Mapping[str, float]]) -> dict[str, int]:
-    return {name: sum(math.isnan(item[name]) for item in items) for name in METRIC_NAMES}
-
-
-def summarise(frames: Iterable[FrameResult]) -> Summary:
-    """Averages the rows of ``frames`` in the four ways of the module's docstring."""
-    rows: list[dict[str, float]] = []
-    by_patient: dict[str, list[dict[str, float]]] = {}
-    total = Counts()
-    for frame in frames:
-        for row in frame.rows:
-            values = row.counts.metrics()
-            rows.append(values)
-            total += row.counts
-            if frame.patient is not None:
-                by_patient.setdefault(frame.patient, []).append(values)
-    per_patient = {patient: _means(by_patient[patient]) for patient in sorted(by_patient)}
-    patients, pooled = list(per_patient.values()), total.metrics()
-    return Summary(
-        mean=_means(rows),
-        patient_mean=_means(patients),
-        pooled=pooled,
-        per_patient=per_patient,
-        undefined={
-            "mean": _undefined(rows),
-            "patient_mean": _undefined(patients),
-            "pooled": _undefined([pooled]),
-        },
-    )
-
-
-def tally(frames: Sequence[FrameResult]) -> dict[str, int]:
-    """The ``counts`` of metrics.json: of frames, rows and what is special about some of them."""
-    rows = [row for frame in frames for row in frame.rows]
-    return {
-        "frames": len(frames),
-        "rows": len(rows),
-        "phrases": len({row.phrase for row in rows}),
-        "patients": len({frame.patient for frame in frames if frame.patient is not None}),
-        "frames_without_patient": sum(frame.patient is None for frame in frames),
-        "with_seg": sum(row.seg_emitted for row in rows),
-        "without_seg": sum(not row.seg_emitted for row in rows),
-        "empty_truth": sum(row.counts.empty_truth for row in rows),
-        "exact_copies": sum(row.counts.exact for row in rows),
-    }
+def _distances(
+    shape: MaskGeometry, truth: MaskGeometry, spacing: Sequence[float] | None
+) -> dict[str, SurfaceDistances]:
+    """In px, and in mm where the spacing is known."""
+    found = {"px": SurfaceDistances.between(shape, truth, _PIXELS)}
+    if spacing is None:
+        return found
+    if spacing[0] == spacing[1]:
+        return {**found, "mm": found["px"].scaled(spacing[0])}
+    return {**found, "mm": SurfaceDistances.between(shape, truth, np.asarray(spacing, float))}

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..datasets.image_io import read_image
 from ..errors import DataError
-from .metrics import FrameResult, Row
+from .rows import FrameResult, Row
 from .writer import decode_mask, write_atomic
 
 TRUTH_COLOUR = (64, 156, 255)

@@ -3,54 +3,59 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmengine.dist import all_gather_object, is_main_process
+import numpy as np
+from mmengine.dist import all_gather_object, barrier, get_world_size, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from mmengine.registry import METRICS
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, listing, suggest
-from .metrics import METRIC_NAMES, Counts, FrameResult, Row, Summary, summarise, tally
+from ..errors import ConfigError, listing, suggest
+from .diagrams import draw_reliability
+from .guards import EXACT_COPY_LIMIT, check_complete, check_frame, raise_for_copies
+from .html_report import write_html_report
+from .metrics import DEFAULT_TOLERANCE, Scorer, choose_metrics
 from .pictures import PictureChoice, draw_all
-from .table import metrics_table
-from .writer import (
-    PROBABILITY_FORMATS,
-    ResultsWriter,
-    encode_mask,
-    file_stem,
-    frame_records,
-    strict,
-)
+from .postprocess import PostProcess
+from .report import OWN_KEYS, PROVENANCE, Report
+from .rows import FrameResult
+from .scoring import FrameJob, FrameWork, ScoringPool, default_workers
+from .writer import PROBABILITY_FORMATS, ResultsWriter, strict
 
 if TYPE_CHECKING:
     from ..models.outputs import Prediction
 
-THRESHOLD_RULE = "probability >= threshold"
-EXACT_COPY_LIMIT = 0.05
-"""Above this share of rows predicted to the pixel, the truth has probably leaked."""
-PROVENANCE = ("answer_mode", "checkpoint", "weights", "config", "split")
-"""Keys of metrics.json that the test tool hands in; null, with a warning, where it did not."""
-
 
 @METRICS.register_module()
 class VesselMetric(BaseMetric):
-    """Dice, IoU, precision, recall, specificity and accuracy, with result files and pictures.
+    """Metrics of overlap, ranking, centrelines, surfaces and topology, with files and pictures.
 
     Features: probabilities are cut here, never in the model; each process writes the files of its
-    own frames; every frame is counted exactly once, whatever the number of processes; means over
-    frames, over patients and pooled (:mod:`.metrics` has the rule for undefined values); a warning
-    when the predictions look like a copy of the truth.
+    own frames; frames may be scored by processes of their own beside the test loop; every frame is
+    counted exactly once, whatever the number of processes; means over frames, over patients and
+    pooled (:mod:`.summary`) with bootstrap intervals over patients (:mod:`.bootstrap`); the ceiling
+    of the decoder's grid (:mod:`.oracle`); an error when the predictions are a copy of the truth.
 
     Args:
         threshold: a pixel is vessel where probability >= threshold, compared in float32; in
             (0, 1]. There is no default: it is chosen on validation data.
+        postprocess: keyword arguments of :class:`~.postprocess.PostProcess`, or None for nothing.
+        metric_set: 'all', 'fast' (overlap only) or a list of names (:mod:`.metrics`). Not called
+            ``metrics``, which makes mmengine take the dict for its own Evaluator.
+        centreline_tolerance: of centreline precision and recall, in px.
+        bootstrap: number of resamples of the intervals; 0 for none. Drawn for results with files.
+        workers: scoring processes beside the test loop; 0 scores in the loop; None decides by the
+            number of frames, metrics and cores.
+        max_exact_copies: share of the non-empty masks that may be predicted to the pixel before it
+            is an error; 1 switches the check off.
         out_dir: folder of results (:mod:`.writer`), or None for numbers only, as in validation
             during training.
         save_probabilities: 'png' (8 bit), 'npz' (float16) or 'none'.
@@ -58,6 +63,7 @@ class VesselMetric(BaseMetric):
         pictures: how many ``best``, ``worst`` and ``random`` frames are drawn, and the ``seed`` of
             the random ones; None draws none.
         show_dir: folder of the pictures; ``pictures`` in ``out_dir`` by default.
+        html_report: whether report.html is written at the end (:mod:`.html_report`).
         prefix: of the names in what :meth:`evaluate` returns.
         collect_device: as mmengine expects it; results are gathered over the default process
             group, whose backend decides the device.
@@ -67,40 +73,65 @@ class VesselMetric(BaseMetric):
         SetupError: ``out_dir`` cannot be written to.
     """
 
+    CONFIG_SCHEMAS: ClassVar = {"postprocess": PostProcess}
     default_prefix = "vessel"
 
     def __init__(
         self,
         *,
         threshold: float,
+        postprocess: Mapping[str, Any] | None = None,
+        metric_set: str | Sequence[str] = "fast",
+        centreline_tolerance: float = DEFAULT_TOLERANCE,
+        bootstrap: int = 2000,
+        workers: int | None = None,
+        max_exact_copies: float = EXACT_COPY_LIMIT,
         out_dir: str | Path | None = None,
         save_probabilities: str = "png",
         save_masks: bool = True,
         pictures: Mapping[str, int] | None = MappingProxyType({}),
         show_dir: str | None = None,
+        html_report: bool = False,
         prefix: str = "vessel",
         collect_device: str = "cpu",
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
-        if not number or not 0 < threshold <= 1:
-            raise ConfigError(
-                found=f"threshold={threshold!r} in VesselMetric",
-                expected="a number above 0 and at most 1",
-                fix="set threshold in the evaluator; choose it on validation data",
-            )
+        _check_number("threshold", threshold, 0 < _number(threshold) <= 1, "above 0 and at most 1")
+        tolerance = _number(centreline_tolerance)
+        _check_number("centreline_tolerance", centreline_tolerance, tolerance >= 0, "of px, from 0")
+        share = _number(max_exact_copies)
+        _check_number("max_exact_copies", max_exact_copies, 0 <= share <= 1, "between 0 and 1")
+        _check_whole("bootstrap", bootstrap)
+        if workers is not None:
+            _check_whole("workers", workers)
         if save_probabilities not in PROBABILITY_FORMATS:
             raise ConfigError(
                 found=f"save_probabilities={save_probabilities!r} in VesselMetric",
                 expected="one of " + ", ".join(map(repr, PROBABILITY_FORMATS)),
                 fix="correct save_probabilities in the evaluator",
             )
-        self.threshold = float(threshold)
+        post = PostProcess(**(postprocess or {}))
+        post.check(threshold)
+        self._scorer = Scorer(float(threshold), choose_metrics(metric_set), tolerance, post)
+        self.bootstrap, self.workers, self.max_exact_copies = bootstrap, workers, share
         self.pictures = _picture_choice(pictures)
-        self.show_dir = show_dir
+        self.show_dir, self.html_report = show_dir, html_report
         self.save_probabilities, self.save_masks = save_probabilities, save_masks
         self._provenance: dict[str, Any] = {}
+        self._grid: tuple[int, int] | None = None
+        self._work: FrameWork | None = None
+        self._pool: ScoringPool | None = None
         self.out_dir = out_dir
+
+    @property
+    def threshold(self) -> float:
+        """A pixel is vessel where probability >= threshold."""
+        return self._scorer.threshold
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics, in order."""
+        return self._scorer.names
 
     @property
     def out_dir(self) -> str | Path | None:
@@ -109,13 +140,25 @@ class VesselMetric(BaseMetric):
 
     @out_dir.setter
     def out_dir(self, folder: str | Path | None) -> None:
-        if self.results:
+        if self._work is not None:
             raise RuntimeError("out_dir was set after the first batch: its files lie elsewhere")
         self._writer = None
+        # Sorting every map is wasted on a validation that writes nothing.
+        self._scorer = replace(self._scorer, calibration=folder is not None)
         if folder is not None:
             self._writer = ResultsWriter(folder, self.save_probabilities, self.save_masks)
-        self._keep_truth = self._writer is not None and self.pictures.total > 0
-        self._keep_prediction = self._keep_truth or (self._writer is not None and self.save_masks)
+
+    def set_grid(self, grid: Sequence[int]) -> None:
+        """Makes the oracle part of the results.
+
+        Args:
+            grid: rows and columns of the decoder's logits. From the model's config, never from a
+                prediction.
+        """
+        if self._work is not None:
+            raise RuntimeError("the grid was set after the first batch")
+        rows, columns = grid
+        self._grid = int(rows), int(columns)
 
     def set_provenance(self, provenance: Mapping[str, Any]) -> None:
         """Stores what metrics.json says about where the predictions came from.
@@ -128,7 +171,7 @@ class VesselMetric(BaseMetric):
             ValueError: a key that the metric itself writes.
             TypeError: a value has no JSON form. Found out here, before any long work.
         """
-        taken = sorted(_OWN_KEYS & set(provenance))
+        taken = sorted(OWN_KEYS & set(provenance))
         if taken:
             raise ValueError(f"keys of metrics.json that the metric writes itself: {taken}")
         self._provenance = strict(provenance)
@@ -138,7 +181,8 @@ class VesselMetric(BaseMetric):
 
         Args:
             data_batch: ``truth``, a list of uint8 {0, 1} [K, H, W], and ``meta``, a list of dicts
-                with ``index``, ``frame``, ``patient``, ``phrases`` (K of them) and ``image_path``.
+                with ``index``, ``frame``, ``patient``, ``phrases`` (K of them), ``image_path`` and,
+                where it is known, ``spacing`` (mm from one row, and one column, to the next).
             data_samples: one prediction per frame, in the same order.
 
         Raises:
@@ -147,33 +191,33 @@ class VesselMetric(BaseMetric):
         """
         items = zip(data_batch["truth"], data_batch["meta"], data_samples, strict=True)
         for truth, meta, prediction in items:
-            self.results.append(self._frame(truth, meta, prediction))
+            check_frame(truth, meta, prediction)
+            if self._work is None:
+                self._begin()
+            job = _job(truth, meta, prediction)
+            if self._pool is not None:
+                self._pool.submit(job)
+            else:
+                self.results.append(self._work(job))
 
-    def _frame(self, truth: Tensor, meta: Mapping[str, Any], prediction: Prediction) -> FrameResult:
-        _check_frame(truth, meta, prediction)
-        wanted = truth.cpu().bool()
-        probabilities = prediction.probabilities.detach().cpu().float()
-        positive = probabilities >= self.threshold
-        several, rows = len(meta["phrases"]) > 1, []
-        for number, phrase in enumerate(meta["phrases"]):
-            mask = positive[number].numpy()
-            stem = file_stem(meta["frame"], phrase if several else None)
-            if self._writer is not None:
-                self._writer.write_row(stem, probabilities[number].numpy(), mask)
-            rows.append(
-                Row(
-                    phrase=phrase,
-                    counts=Counts.of_masks(positive[number], wanted[number]),
-                    seg_emitted=bool(prediction.seg_emitted[number]),
-                    answer=prediction.answers[number],
-                    stem=stem,
-                    prediction_rle=encode_mask(mask) if self._keep_prediction else None,
-                    truth_rle=encode_mask(wanted[number].numpy()) if self._keep_truth else None,
-                )
-            )
-        return FrameResult(
-            int(meta["index"]), meta["frame"], meta["patient"], str(meta["image_path"]), tuple(rows)
+    def _begin(self) -> None:
+        keep_truth = self._writer is not None and self.pictures.total > 0
+        self._work = FrameWork(
+            self._scorer,
+            self._writer,
+            self._grid,
+            keep_prediction=keep_truth or (self._writer is not None and self.save_masks),
+            keep_truth=keep_truth,
         )
+        workers = self.workers
+        if workers is None:
+            frames = (self.dataset_meta or {}).get("frames", 0) // get_world_size()
+            # Overlap alone is quicker than handing the maps over.
+            slow = self.names != choose_metrics("fast")
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            workers = default_workers(frames, local) if slow else 0
+        if workers:
+            self._pool = ScoringPool(self._work, workers)
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Gathers the frames of all processes, checks that none is missing or doubled, and scores.
@@ -190,14 +234,18 @@ class VesselMetric(BaseMetric):
         Raises:
             ConfigError: a frame is missing or was predicted twice; on every process alike.
             DataError: two frames share an output name, or there is no frame or row at all.
+            SuspectResultsError: predictions are copies of the truth; all files are written first.
         """
         try:
+            if self._pool is not None:
+                self.results.extend(self._pool.finish())
             frames = [frame for part in all_gather_object(self.results) for frame in part]
         finally:
             self.results.clear()
+            self._pool = self._work = None
         # Each process sees the same frames, so each fails or goes on alike and none has to wait.
         frames.sort(key=lambda frame: frame.index)
-        _check_complete(frames, size)
+        check_complete(frames, size)
         metrics = self.compute_metrics(frames)
         return {f"{self.prefix}/{name}": value for name, value in metrics.items()}
 
@@ -210,83 +258,88 @@ class VesselMetric(BaseMetric):
             is ``nan``, not 0 and not left out: the key stays, no false score enters a curve, and
             mmengine's ``save_best`` (with ``rule='greater'``) never takes it for the best, since
             no comparison with ``nan`` holds.
-        """
-        summary = summarise(results)
-        counts = tally(results)
-        if is_main_process():
-            self._report(results, summary, counts)
-        flat = dict(summary.mean)
-        if summary.per_patient:
-            flat |= {f"patient_{name}": summary.patient_mean[name] for name in METRIC_NAMES}
-        flat |= {f"pooled_{name}": summary.pooled[name] for name in ("dice", "iou")}
-        return flat | {"seg_emission_rate": counts["with_seg"] / counts["rows"]}
 
-    def _report(
-        self, frames: list[FrameResult], summary: Summary, counts: Mapping[str, int]
-    ) -> None:
-        copied, warnings = _copy_warning(counts), _warnings(counts)
-        table = metrics_table(
-            summary,
-            frames=counts["frames"],
-            rows=counts["rows"],
-            threshold=self.threshold,
-            footer=f"[SEG] in {counts['with_seg']} of {counts['rows']} answers",
+        Raises:
+            SuspectResultsError: predictions are copies of the truth.
+        """
+        report = Report.of(
+            results,
+            self._scorer,
+            grid=self._grid,
+            resamples=0 if self._writer is None else self.bootstrap,
+            max_exact_copies=self.max_exact_copies,
+            frames_of_split=(self.dataset_meta or {}).get("frames_of_split"),
         )
-        print_log(f"\n{table}", logger="current")
-        if self._writer is not None:
+        if is_main_process():
+            self._show(report)
+        if report.fault:
+            barrier()  # else a process that fails here ends the one that still writes
+        raise_for_copies(report.fault, self.out_dir)
+        return report.flat()
+
+    def _show(self, report: Report) -> None:
+        """Prints the table and what there is to say about it, and writes the files."""
+        print_log(f"\n{report.table()}", logger="current")
+        warnings, writer = report.notes(), self._writer
+        if writer is not None:
             absent = [key for key in PROVENANCE if key not in self._provenance]
             if absent:
                 warnings.append(f"Not said where the predictions came from: {', '.join(absent)}.")
-            stems = {row.stem for frame in frames for row in frame.rows}
-            strangers = self._writer.strangers(stems)
+            stems = {row.stem for frame in report.frames for row in frame.rows}
+            strangers = writer.strangers(stems)
             if strangers:
                 warnings.append(f"Files of another run lie here too: {listing(strangers)}.")
         for warning in warnings:
             print_log(warning, logger="current", level=logging.WARNING)
-        for error in copied:
-            print_log(error, logger="current", level=logging.ERROR)
-        if self._writer is not None:
-            self._write(self._writer, frames, summary, counts, copied + warnings)
-
-    def _write(
-        self,
-        writer: ResultsWriter,
-        frames: list[FrameResult],
-        summary: Summary,
-        counts: Mapping[str, int],
-        warnings: list[str],
-    ) -> None:
-        records = frame_records(frames)
-        rows = Counter(record["patient"] for record in records)
-        own = {
-            "mean": summary.mean,
-            "patient_mean": summary.patient_mean,
-            "pooled": summary.pooled,
-            "undefined": summary.undefined,
-            "threshold": self.threshold,
-            "threshold_rule": THRESHOLD_RULE,
-            "seg_emission_rate": counts["with_seg"] / counts["rows"],
-            "counts": counts,
-            "warnings": warnings,
-            "per_patient": {
-                patient: {"rows": rows[patient], **metrics}
-                for patient, metrics in summary.per_patient.items()
-            },
-            "per_frame": records,
-        }
-        writer.write_json("metrics.json", {**dict.fromkeys(PROVENANCE), **self._provenance, **own})
-        writer.write_table(records)
+        if report.fault:
+            print_log(report.fault, logger="current", level=logging.ERROR)
+        if writer is None:
+            return
+        content = report.content(self._provenance, warnings)
+        writer.write_json("metrics.json", content)
+        if report.calibration is not None and self.pictures.total:
+            draw_reliability(report.calibration, writer.out_dir / "calibration.png")
+        writer.write_table(content["per_frame"], self.names)
         if writer.save_masks:
-            writer.write_masks(frames)
+            writer.write_masks(report.frames)
         # Last, for pictures can fail on an image that moved; the numbers are safe by then.
-        draw_all(frames, self.pictures, Path(self.show_dir or writer.out_dir / "pictures"))
+        pictures = Path(self.show_dir or writer.out_dir / "pictures")
+        draw_all(report.frames, self.pictures, pictures)
+        if self.html_report:
+            # Made from these files alone, so that tools/report.py makes the same.
+            write_html_report(writer.out_dir, pictures=pictures)
         print_log(f"Results are in {writer.out_dir}", logger="current")
 
 
-_OWN_KEYS = {
-    *("mean", "patient_mean", "pooled", "undefined", "threshold", "threshold_rule"),
-    *("seg_emission_rate", "counts", "warnings", "per_patient", "per_frame"),
-}
+def _job(truth: Tensor, meta: Mapping[str, Any], prediction: Prediction) -> FrameJob:
+    return FrameJob(
+        meta=meta,
+        truth=truth.cpu().numpy().astype(bool),
+        probabilities=prediction.probabilities.detach().cpu().numpy().astype(np.float32),
+        answers=list(prediction.answers),
+        seg_emitted=list(prediction.seg_emitted),
+    )
+
+
+def _number(value: Any) -> float:
+    """``value`` as float, ``nan`` (which is in no range) where it is no number."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if known else math.nan
+
+
+def _check_number(name: str, value: Any, right: bool, expected: str) -> None:
+    if not right:
+        raise ConfigError(
+            found=f"{name}={value!r} in VesselMetric",
+            expected=f"a number {expected}",
+            fix=f"set {name} in the evaluator"
+            + ("; choose it on validation data" if name == "threshold" else ""),
+        )
+
+
+def _check_whole(name: str, value: Any) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    _check_number(name, value, whole, "without a fraction, from 0")
 
 
 def _picture_choice(pictures: Mapping[str, int] | None) -> PictureChoice:
@@ -302,89 +355,3 @@ def _picture_choice(pictures: Mapping[str, int] | None) -> PictureChoice:
                 fix="correct pictures in the evaluator",
             )
     return PictureChoice(**pictures)
-
-
-def _check_frame(truth: Tensor, meta: Mapping[str, Any], prediction: Prediction) -> None:
-    probabilities, phrases = prediction.probabilities, meta["phrases"]
-    shape, asked = tuple(probabilities.shape), len(phrases)
-    lengths = {asked, len(prediction.answers), len(prediction.seg_emitted)}
-    fault = ""
-    if truth.ndim != 3 or shape != tuple(truth.shape) or lengths != {truth.shape[0]}:
-        fault = (
-            f"prediction {shape}, truth {tuple(truth.shape)}, {asked} phrases, "
-            f"{len(prediction.answers)} answers, {len(prediction.seg_emitted)} marks of [SEG]"
-        )
-        expected = "one [K, H, W] at the original size for K phrases"
-    elif len(set(phrases)) != asked:
-        fault, expected = f"phrases {phrases}", "each phrase once; unite the masks of one phrase"
-    elif truth.numel() and int(truth.max()) > 1:
-        fault, expected = f"truth with values up to {int(truth.max())}", "0 and 1 only"
-    elif probabilities.numel() and not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
-        fault, expected = "probabilities outside [0, 1] or not finite", "probabilities"
-    elif any(
-        not emitted and bool(probabilities[number].any())
-        for number, emitted in enumerate(prediction.seg_emitted)
-    ):
-        fault, expected = "a map that is not zero for an answer without [SEG]", "an all-zero map"
-    if fault:
-        raise DataError(
-            found=f"frame {meta['frame']!r}: {fault}",
-            expected=expected,
-            fix="check this frame's mask and annotation, and the model's predict",
-        )
-
-
-def _check_complete(frames: Sequence[FrameResult], size: int) -> None:
-    if not any(frame.rows for frame in frames):
-        raise DataError(
-            found=f"{len(frames)} frames without any phrase to evaluate",
-            expected="at least one frame with one phrase",
-            fix="check the data set's annotation file and filters",
-        )
-    times = Counter(frame.index for frame in frames)
-    names = {frame.index: frame.frame for frame in frames}
-    doubled = [f"{index} ({names[index]})" for index, count in times.items() if count > 1]
-    missing = [str(index) for index in range(size) if index not in times]
-    foreign = [f"{index} ({names[index]})" for index in times if not 0 <= index < size]
-    if doubled or missing or foreign:
-        faults = (("doubled", doubled), ("missing", missing), ("beyond the data set", foreign))
-        raise ConfigError(
-            found="frames "
-            + "; ".join(f"{what}: {listing(which)}" for what, which in faults if which),
-            expected=f"each of the {size} frames of the data set exactly once",
-            fix="give the data loader sampler=dict(type='ExactSampler'), which never pads",
-        )
-    stems = Counter(row.stem.casefold() for frame in frames for row in frame.rows)
-    shared = [stem for stem, count in stems.items() if count > 1]
-    if shared:
-        raise DataError(
-            found=f"several frames with the same output name: {listing(shared)}",
-            expected="names that differ by more than case or special characters",
-            fix="rename the images",
-        )
-
-
-def _copy_warning(counts: Mapping[str, int]) -> list[str]:
-    filled = counts["rows"] - counts["empty_truth"]
-    if counts["exact_copies"] <= EXACT_COPY_LIMIT * filled:
-        return []
-    return [
-        f"{counts['exact_copies']} of {filled} non-empty masks were predicted to the pixel. No "
-        "segmentation does that: the truth has probably reached the prediction. Do not report "
-        "these numbers before it is explained."
-    ]
-
-
-def _warnings(counts: Mapping[str, int]) -> list[str]:
-    found = []
-    if counts["without_seg"]:
-        found.append(
-            f"{counts['without_seg']} of {counts['rows']} answers held no [SEG]; their masks are "
-            "empty and are scored as such."
-        )
-    if counts["patients"] and counts["frames_without_patient"]:
-        found.append(
-            f"{counts['frames_without_patient']} frames have no patient id and take no part in "
-            "the mean over patients."
-        )
-    return found

@@ -7,6 +7,7 @@
     masks/              <stem>.png, 0 or 255
     masks.json          COCO results: a list of {image_id, category, segmentation (RLE)}
     pictures/           see :mod:`.pictures`
+    report.html         see :mod:`.html_report`
 
 ``<stem>`` is the frame's name, followed by ``__<phrase>`` where the frame has several phrases.
 Every file is written under another name first and then renamed, so a file that is there is whole.
@@ -23,32 +24,20 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..errors import SetupError
-from .metrics import METRIC_NAMES, FrameResult
+from ..files import write_atomic
+from .rows import FrameResult
 
 PROBABILITY_FORMATS = ("png", "npz", "none")
 _PLAIN_PHRASE = re.compile(r"[A-Za-z0-9]+( [A-Za-z0-9]+)*")
-
-
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Calls ``write(binary file)`` on a temporary file beside ``path``, then renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # only there if writing failed
 
 
 def strict(value: Any) -> Any:
@@ -109,8 +98,11 @@ def frame_records(frames: Iterable[FrameResult]) -> list[dict[str, Any]]:
             "frame": frame.frame,
             "patient": frame.patient,
             "phrase": row.phrase,
-            **row.counts.metrics(),
+            **row.scores.values(),
             "counts": {name: getattr(row.counts, name) for name in ("tp", "fp", "fn", "tn")},
+            "oracle": None if row.oracle is None else row.oracle.values(),
+            "spacing_mm": frame.spacing,
+            "truth": row.truth_hash,
             "seg_emitted": row.seg_emitted,
             "answer": row.answer,
             "file": row.stem,
@@ -183,9 +175,14 @@ class ResultsWriter:
         text = json.dumps(strict(content), indent=1, allow_nan=False, ensure_ascii=False)
         write_atomic(self.out_dir / name, lambda file: file.write(f"{text}\n".encode()))
 
-    def write_table(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Writes per_frame.csv from :func:`frame_records`; UTF-8, comma, undefined left empty."""
-        columns = ["frame", "patient", "phrase", *METRIC_NAMES, "tp", "fp", "fn", "tn"]
+    def write_table(self, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+        """Writes per_frame.csv from :func:`frame_records`; UTF-8, comma, undefined left empty.
+
+        Args:
+            records: one per row.
+            names: the metrics among their keys, in the order of the columns.
+        """
+        columns = ["frame", "patient", "phrase", *names, "tp", "fp", "fn", "tn"]
         columns += ["seg_emitted", "answer", "file"]
 
         text = io.StringIO(newline="")

@@ -6,6 +6,7 @@ from .mllm import InternVLAdapter, MLLMAdapter
 from .outputs import Prediction
 from .parameters import fingerprint, parameter_table, part_of
 from .sa2va import Sa2VAModel, is_sharded
+from .segmentation import SegmentationModel
 
 __all__ = [
     "GroundingAdapter",
@@ -16,6 +17,7 @@ __all__ = [
     "Prediction",
     "Sa2VAModel",
     "Sam2Adapter",
+    "SegmentationModel",
     "fingerprint",
     "is_sharded",
     "parameter_table",

@@ -156,6 +156,11 @@ class Sam2Adapter(GroundingAdapter):
         encoder.input_image_size = image_size
 
     @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the logits that :meth:`decode` returns."""
+        return self.model.prompt_encoder.mask_input_size
+
+    @property
     def prompt_size(self) -> int:
         return self.model.config.prompt_encoder_config.hidden_size
 

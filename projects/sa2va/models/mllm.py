@@ -20,7 +20,9 @@ from projects.sa2va.weights.parts import EMBEDDING, HEAD
 from projects.sa2va.weights.published_configs import internvl_config, tile_sizes
 from projects.sa2va.weights.report import PartRow
 
+from .attention import choose_attention
 from .building import PartKind, build_weights, first_parameter, resolve_dtype
+from .checkpointing import Where, check_where, checkpoint_layers
 from .quantization import check_method, quantize_linears
 
 _LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -88,13 +90,16 @@ class InternVLAdapter(MLLMAdapter):
         train_projector: train InternVL's vision-language projector, as the reference does.
         quantization: ``nf4`` holds the language model's frozen linear layers in 4 bits (QLoRA);
             None leaves them in ``dtype``.
-        gradient_checkpointing: recompute the language model's activations in the backward pass.
-        attn_implementation: ``sdpa``, ``eager`` or, where it is installed, ``flash_attention_2``.
+        gradient_checkpointing: recompute the language model's activations in the backward pass;
+            ``cpu``: the inputs of its layers wait in host memory.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, or ``auto``: the last where
+            flash-attn is installed and can run, else ``sdpa``.
         seed: seed of random weights and of LoRA, so that the same config is the same model.
         init_device: where random weights are drawn (``cuda`` is faster at true size).
 
     Raises:
-        ConfigError: neither or both of ``pretrained`` and ``config``; sizes that do not fit.
+        ConfigError: neither or both of ``pretrained`` and ``config``; sizes that do not fit; a
+            lever that is unknown or cannot be had here.
     """
 
     CONFIG_SCHEMAS: ClassVar = {"lora": "peft.LoraConfig", "config": "transformers.InternVLConfig"}
@@ -110,8 +115,8 @@ class InternVLAdapter(MLLMAdapter):
         train_token_rows: bool = True,
         train_projector: bool = True,
         quantization: Literal["nf4"] | None = None,
-        gradient_checkpointing: bool = False,
-        attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        gradient_checkpointing: Where = False,
+        attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto",
         seed: int = 0,
         init_device: str = "cpu",
     ) -> None:
@@ -120,6 +125,7 @@ class InternVLAdapter(MLLMAdapter):
 
         _check_lora(lora)
         check_method(quantization)
+        check_where(gradient_checkpointing)
         self.image_token_id = processor.image_token_id
         self.pad_token_id = processor.pad_token_id
         self.eos_token_id = processor.eos_token_id
@@ -130,7 +136,7 @@ class InternVLAdapter(MLLMAdapter):
             pretrained=pretrained,
             config=config,
             dtype=resolve_dtype(dtype),
-            attn_implementation=attn_implementation,
+            attn_implementation=choose_attention(attn_implementation, resolve_dtype(dtype)),
             seed=seed,
             device=init_device,
         )
@@ -157,10 +163,7 @@ class InternVLAdapter(MLLMAdapter):
         for parameter in self.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-        if gradient_checkpointing:
-            self._core.model.language_model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+        checkpoint_layers(self._core.model.language_model, gradient_checkpointing)
 
     def _wrap(
         self, model: nn.Module, processor: Any, lora: dict | None, train_token_rows: bool

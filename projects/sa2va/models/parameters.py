@@ -63,6 +63,8 @@ def fingerprint(named: Iterable[tuple[str, Tensor | Original]]) -> dict[str, str
     """Hashes 64 values of every tensor, by part: which weights these are, in seconds at 8B."""
     hashes: dict[str, hashlib._Hash] = {}
     for name, tensor in named:
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            continue  # a model without data (planning) is no weights
         digest = hashes.setdefault(part_of(name), hashlib.sha256())
         digest.update(str(tuple(tensor.shape)).encode())
         values = tensor.sample if isinstance(tensor, Original) else sample(tensor)

@@ -8,31 +8,31 @@ a resolution that keeps vessels, and prediction never sees a mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModel
+from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from projects.sa2va.errors import ConfigError, DataError, listing
-from projects.sa2va.processing import Sa2VAProcessor
 from projects.sa2va.weights.report import LoadReport
 
-from .building import random_rows, resolve_dtype
+from .building import random_rows
 from .grounding import GroundingAdapter, ImageFeatures
 from .losses import build_mask_loss
 from .mllm import MLLMAdapter
 from .outputs import Prediction
 from .parameters import fingerprint, frozen_tensors
+from .prediction import round_trained_linears, trained_linears
 from .pretrained import Sa2VAWeights
-from .trained import load_trained_state_dict, trained_parameters
+from .segmentation import SegmentationModel
 
 
 @MODELS.register_module()
-class Sa2VAModel(BaseModel):
+class Sa2VAModel(SegmentationModel):
     """Multimodal LLM + [SEG] projector + mask model.
 
     Args:
@@ -56,8 +56,6 @@ class Sa2VAModel(BaseModel):
     Shapes: B samples, L tokens, n tiles in all, N phrases in all, S the mask model's input size.
     """
 
-    CONFIG_SCHEMAS: ClassVar = {"processor": Sa2VAProcessor}
-
     def __init__(
         self,
         mllm: dict,
@@ -73,7 +71,7 @@ class Sa2VAModel(BaseModel):
         seed: int = 0,
         data_preprocessor: dict | None = None,
     ) -> None:
-        super().__init__(data_preprocessor=data_preprocessor)
+        super().__init__(processor, autocast, data_preprocessor)
         if max_phrases_per_pass < 1:
             raise ConfigError(
                 found=f"model.max_phrases_per_pass={max_phrases_per_pass}",
@@ -86,7 +84,12 @@ class Sa2VAModel(BaseModel):
                 expected="forced or generate",
                 fix="correct model.answer_mode",
             )
-        self.processor = Sa2VAProcessor(**processor)
+        if self.processor.image_only:
+            raise ConfigError(
+                found="processor.image_only=True and model.type='Sa2VAModel'",
+                expected="prompts and tiles: the language model reads them",
+                fix="set processor.image_only=False",
+            )
         whole = Sa2VAWeights(pretrained) if pretrained is not None else None
         if whole is not None:
             whole.check_vocabulary(self.processor)
@@ -100,7 +103,6 @@ class Sa2VAModel(BaseModel):
         self.answer_mode = answer_mode
         self.max_new_tokens = max_new_tokens
         self.max_phrases_per_pass = max_phrases_per_pass
-        self.autocast_dtype = resolve_dtype(autocast) if autocast is not None else None
         hidden, prompt = self.mllm.hidden_size, self.grounding.prompt_size
         with torch.random.fork_rng():
             torch.manual_seed(seed + 3)
@@ -111,41 +113,7 @@ class Sa2VAModel(BaseModel):
             self.projector_rows = random_rows("seg_projector.", self.seg_projector, seed)
         else:
             self.projector_rows = whole.load_projector(self.seg_projector)
-        # Told where the parts of a step begin; engine/memory.py listens.
-        self.mark: Callable[[str], None] = _no_mark
-        # Frozen weights that a checkpoint replaced (see checkpoints/store.py).
-        self.changed_frozen: list[str] = []
         self.base_fingerprint = fingerprint(frozen_tensors(self))
-
-    def init_weights(self) -> None:
-        """Does nothing: mmengine would re-draw LoRA and every pretrained submodule."""
-
-    def forward(
-        self,
-        inputs: dict[str, Any],
-        masks: list[Tensor] | None = None,
-        meta: list[dict] | None = None,
-        mode: Literal["loss", "predict"] = "loss",
-    ) -> dict[str, Tensor] | list[Prediction]:
-        """Losses of a training batch, or predictions of a test batch.
-
-        Args:
-            inputs: what the collate function puts there; see :meth:`loss` and :meth:`predict`.
-            masks: training only: per sample uint8 [K, H, W].
-            meta: training only: per sample a dict whose ``frame`` names it in messages.
-            mode: ``loss`` or ``predict``.
-        """
-        device = inputs["pixel_values"].device.type
-        with torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            if mode == "loss":
-                return self.loss(inputs, masks or [], meta or [])
-            if mode == "predict":
-                if masks is not None or meta is not None:
-                    raise ValueError(
-                        "prediction takes images and phrases only, never masks or meta"
-                    )
-                return self.predict(inputs)
-        raise ValueError(f"mode is {mode!r}, expected 'loss' or 'predict'")
 
     def loss(
         self, inputs: dict[str, Any], masks: list[Tensor], meta: list[dict]
@@ -312,13 +280,6 @@ class Sa2VAModel(BaseModel):
             answers.append(row[: int(end[0]) + 1] if len(end) else row)
         return answers
 
-    def _to_original(self, logit: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logit map [h, w] to probabilities [H, W], by way of the input size as the reference."""
-        side = self.grounding.image_size
-        for target in ((side, side), tuple(int(s) for s in size)):
-            logit = F.interpolate(logit[None, None], target, mode="bilinear")[0, 0]
-        return logit.float().sigmoid().cpu()
-
     def _collect(
         self,
         prompts: list[list[Tensor]],
@@ -341,29 +302,44 @@ class Sa2VAModel(BaseModel):
             )
         return predictions
 
-    def trained_state_dict(self) -> dict[str, Tensor]:
-        """The tensors of everything that trains, on the CPU, under this model's own names."""
-        return {
-            name: parameter.detach().cpu().clone()
-            for name, parameter in trained_parameters(self).items()
-        }
+    def prepare_for_prediction(self) -> None:
+        """Frees what only training needs, for good; predictions stay the same, bit for bit."""
+        parts = (self.mllm, self.seg_projector)
+        freed = sum(round_trained_linears(part, self.autocast_dtype) for part in parts)
+        if freed:
+            torch.cuda.empty_cache()
+            print_log(
+                f"Trained linear layers in {self.autocast_dtype} as autocast rounds them: "
+                f"{freed / 2**20:,.1f} MiB less",
+                logger="current",
+            )
 
-    def load_trained_state_dict(self, state: dict[str, Tensor], source: str) -> dict[str, int]:
-        """Loads what :meth:`trained_state_dict` gave; see :mod:`.trained`."""
-        return load_trained_state_dict(self, state, source)
+    def rounded_for_prediction(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.autocast_dtype is None:
+            return state
+        parts = {"mllm": self.mllm, "seg_projector": self.seg_projector}
+        names = {f"{part}.{name}" for part, m in parts.items() for name, _ in trained_linears(m)}
+        return {k: v.to(self.autocast_dtype) if k in names else v for k, v in state.items()}
 
     def load_report(self) -> LoadReport:
-        """Where the weights come from, by part."""
         return LoadReport([*self.mllm.rows, *self.grounding.rows, *self.projector_rows])
+
+    def added_tokens(self) -> dict[str, int]:
+        ids = self.processor.added_token_ids
+        names = self.processor.tokenizer.convert_ids_to_tokens(ids)
+        return dict(zip(names, ids, strict=True))
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        return self.grounding.grid_size
+
+    def merge_lora(self) -> None:
+        self.mllm.merge_lora()
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether ZeRO-3 holds the weights in shards, so that all processes must keep step."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-
-
-def _no_mark(part: str) -> None:
-    """Nobody measures memory."""
+    """Whether ZeRO-3 or FSDP2 holds the weights in shards: then all processes must keep step."""
+    return any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in model.parameters())
 
 
 def _name(meta: list[dict], index: int) -> str:

@@ -39,6 +39,8 @@ class Sa2VAProcessor:
             exact ones there too); the mask loss weighs objects and divides the sampled Dice as
             there (``reference_weighting`` of :class:`~projects.sa2va.models.losses.MaskLoss`,
             which the model sets from here).
+        image_only: items hold the image and the phrases as text, and neither tiles nor tokens: for
+            models that do not read them.
 
     Attributes:
         tokenizer: transformers tokenizer with the added tokens.
@@ -68,6 +70,7 @@ class Sa2VAProcessor:
         answer: str = "Sure, [SEG].",
         added_tokens: Sequence[str] = (SEG, "<p>", "</p>", "<vp>", "</vp>"),
         reference_numerics: bool = False,
+        image_only: bool = False,
     ) -> None:
         images.check_positive("tile_size", tile_size)
         images.check_positive("tokens_per_tile", tokens_per_tile)
@@ -75,6 +78,7 @@ class Sa2VAProcessor:
         images.check_image_size(image_size)
         _check_flag("use_thumbnail", use_thumbnail)
         _check_flag("reference_numerics", reference_numerics)
+        _check_flag("image_only", image_only)
         _check_texts(question, answer, added_tokens)
         if not isinstance(tokenizer, Mapping):
             raise ConfigError(
@@ -86,6 +90,7 @@ class Sa2VAProcessor:
         self.min_tiles, self.max_tiles, self.use_thumbnail = min_tiles, max_tiles, use_thumbnail
         self.image_size, self.reference_numerics = image_size, reference_numerics
         self.question, self.answer = question, answer
+        self.image_only = image_only
 
         self.tokenizer = build_tokenizer(tokenizer)
         known = self.tokenizer.get_vocab()

@@ -56,6 +56,12 @@ LAYOUTS = (
         tables.OUR_TRAINING,
     ),
     Layout(
+        "trainable",
+        "a training checkpoint of a baseline of this project",
+        ("network.",),
+        tables.OUR_TRAINING,
+    ),
+    Layout(
         "internvl-chat",
         "InternVL as OpenGVLab publishes it",
         ("vision_model.", "language_model.", "mlp1."),

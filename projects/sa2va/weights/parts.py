@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# First match wins. The names are those of the joint model, with and without peft's wrapping.
+# First match wins. The names are those of the joint model, with and without peft's wrapping, and
+# of the baselines (`network`).
 PARTS: tuple[tuple[str, str], ...] = (
     ("LoRA", r"\.lora_"),
     ("token rows", r"trainable_tokens_delta|\.token_rows$"),
@@ -23,6 +24,7 @@ PARTS: tuple[tuple[str, str], ...] = (
         r"temporal_pos)",
     ),
     ("SAM2 prompt encoder", r"^grounding\."),
+    ("network", r"^network\."),
 )
 MEMORY = "SAM2 video memory"
 

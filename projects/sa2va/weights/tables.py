@@ -262,6 +262,7 @@ OUR_TRAINING = KeyMap(
         Rule("mllm.model.{rest}", "mllm.{rest}", "a model without LoRA or token rows"),
         Rule("grounding.model.{rest}", "grounding.{rest}", "the adapter's attribute is 'model'"),
         Rule("seg_projector.{rest}", "seg_projector.{rest}", "our own name"),
+        Rule("network.{rest}", "network.{rest}", "the network of a baseline"),
     ),
 )
 

@@ -1,0 +1,161 @@
+"""What runners, loops, hooks and checkpoints need of a model: the one seam between them."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from projects.sa2va.errors import ConfigError
+from projects.sa2va.processing import Sa2VAProcessor
+from projects.sa2va.weights.report import LoadReport
+
+from .building import resolve_dtype
+from .outputs import Prediction
+from .trained import load_trained_state_dict, trained_parameters
+
+
+class SegmentationModel(BaseModel, abc.ABC):
+    """A model that segments phrases in images; the engine knows no more of it than this.
+
+    Args:
+        processor: keyword arguments of :class:`Sa2VAProcessor`; the same as the data sets'.
+        autocast: dtype of autocast around the whole model, or None.
+        data_preprocessor: mmengine's, which brings a batch to the device.
+
+    Attributes:
+        is_trainable: whether there is anything to train; class attribute, read before a model is
+            built.
+        kind: name of the class, also where a wrapper has changed it (fully_shard does).
+        answer_mode: how phrases are answered, for metrics.json.
+        mark: told where the parts of a step begin; engine/memory.py listens.
+        changed_frozen: names of frozen weights that a checkpoint replaced (checkpoints/store.py).
+        base_fingerprint: identity of the frozen weights by part (``parameters.fingerprint``).
+    """
+
+    CONFIG_SCHEMAS: ClassVar[dict[str, Any]] = {"processor": Sa2VAProcessor}
+    is_trainable: ClassVar[bool] = True
+    answer_mode: str
+
+    def __init__(
+        self, processor: dict, autocast: str | None = None, data_preprocessor: dict | None = None
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        self.kind = type(self).__name__
+        self.processor = Sa2VAProcessor(**processor)
+        self.autocast_dtype = resolve_dtype(autocast) if autocast is not None else None
+        self.mark: Callable[[str], None] = _no_mark
+        self.changed_frozen: list[str] = []
+        self.base_fingerprint: dict[str, str] = {}
+
+    def init_weights(self) -> None:
+        """Does nothing: mmengine would re-draw LoRA and every pretrained submodule."""
+
+    def forward(
+        self,
+        inputs: dict[str, Any],
+        masks: list[Tensor] | None = None,
+        meta: list[dict] | None = None,
+        mode: Literal["loss", "predict"] = "loss",
+    ) -> dict[str, Tensor] | list[Prediction]:
+        """Losses of a training batch, or predictions of a test batch.
+
+        Args:
+            inputs: what the collate function puts there; see :meth:`loss` and :meth:`predict`.
+            masks: training only: per sample uint8 [K, H, W].
+            meta: training only: per sample a dict whose ``frame`` names it in messages.
+            mode: ``loss`` or ``predict``.
+        """
+        device = inputs["grounding_pixels"].device.type
+        with torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            if mode == "loss":
+                return self.loss(inputs, masks or [], meta or [])
+            if mode == "predict":
+                if masks is not None or meta is not None:
+                    raise ValueError(
+                        "prediction takes images and phrases only, never masks or meta"
+                    )
+                return self.predict(inputs)
+        raise ValueError(f"mode is {mode!r}, expected 'loss' or 'predict'")
+
+    @abc.abstractmethod
+    def loss(
+        self, inputs: dict[str, Any], masks: list[Tensor], meta: list[dict]
+    ) -> dict[str, Tensor]:
+        """Losses of one batch: float32 scalars whose names begin with ``loss_``."""
+
+    @abc.abstractmethod
+    def predict(self, inputs: dict[str, Any]) -> list[Prediction]:
+        """One prediction an image, at its original size."""
+
+    @property
+    @abc.abstractmethod
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the grid that masks are drawn on before they are enlarged."""
+
+    @abc.abstractmethod
+    def load_report(self) -> LoadReport:
+        """Where the weights come from, by part."""
+
+    def added_tokens(self) -> dict[str, int]:
+        """Names and ids of tokens that were added to a base tokenizer, whose rows are trained."""
+        return {}
+
+    def merge_lora(self) -> None:
+        """Puts LoRA into the weights, for good.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        raise ConfigError(
+            found=f"test_cfg.merge_lora=True and model.type={self.kind!r}",
+            expected="a model with LoRA",
+            fix="set test_cfg.merge_lora=False",
+        )
+
+    def prepare_for_prediction(self) -> None:
+        """Frees what only training needs, for good; predictions stay the same, bit for bit."""
+
+    def rounded_for_prediction(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of :meth:`trained_state_dict`, the smallest that gives the same predictions."""
+        return state
+
+    def _to_original(self, logit: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logit map [h, w] to probabilities [H, W], by way of the input size as the reference."""
+        side = self.processor.image_size
+        for target in ((side, side), tuple(int(s) for s in size)):
+            logit = F.interpolate(logit[None, None], target, mode="bilinear")[0, 0]
+        return logit.float().sigmoid().cpu()
+
+    def trained_state_dict(self) -> dict[str, Tensor]:
+        """The tensors of everything that trains, on the CPU, under this model's own names."""
+        return {
+            name: parameter.detach().cpu().clone()
+            for name, parameter in trained_parameters(self).items()
+        }
+
+    def load_trained_state_dict(self, state: dict[str, Tensor], source: str) -> dict[str, int]:
+        """Loads what :meth:`trained_state_dict` gave; see :mod:`.trained`."""
+        return load_trained_state_dict(self, state, source)
+
+
+def nothing_to_train(kind: str) -> ConfigError:
+    """The error of a training run with a model that has no parameters.
+
+    Args:
+        kind: ``model.type``.
+    """
+    return ConfigError(
+        found=f"model.type={kind!r}: nothing to train",
+        expected="a model with parameters",
+        fix="score it as it is: python tools/test.py CONFIG --checkpoint none",
+    )
+
+
+def _no_mark(part: str) -> None:
+    """Nobody measures memory."""
