@@ -14,7 +14,7 @@ import _bootstrap  # noqa: F401
 
 from projects.sa2va.errors import ConfigError, exit_on_user_error
 from projects.sa2va.evaluation.compare import Run, compare_runs
-from projects.sa2va.evaluation.comparison_text import as_text, write_comparison
+from projects.sa2va.evaluation.comparison_text import as_text, check_format, write_comparison
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,6 +38,8 @@ def main() -> None:
             expected="1 resample or more, a seed from 0",
             fix="--resamples 10000 --seed 0",
         )
+    if args.out:
+        check_format(args.out)
     runs = [
         Run.read(folder, name) for folder, name in zip(args.runs, names(args.runs), strict=True)
     ]

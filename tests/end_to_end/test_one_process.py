@@ -14,8 +14,6 @@ from pycocotools import mask as coco_mask
 
 from .conftest import FRAMES, MAX_ITERS, copy_as_interrupted, losses, scalars, test, train
 
-pytestmark = pytest.mark.xdist_group("one_process")
-
 
 @pytest.fixture(scope="module")
 def trained(experiment: Path) -> Path:

@@ -8,12 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.xdist_group("processes")
 # Far more iterations than run before the signal, and workers that must outlive it.
 LONG = (
     *("--cfg-options", "train_cfg.max_iters=4000", "train_cfg.val_interval=4000"),

@@ -22,7 +22,6 @@ from .conftest import (
     train_two,
 )
 
-pytestmark = pytest.mark.xdist_group("processes")
 LAST = f"iter_{MAX_ITERS}.pth"
 
 

@@ -96,9 +96,6 @@ def _logged(work_dir: Path) -> tuple[dict[int, tuple[float, ...]], dict[str, flo
     return losses, {key: value for key, value in scores.items() if key.startswith("vessel/")}
 
 
-pytestmark = pytest.mark.xdist_group("processes")
-
-
 def test_losses_and_scores_are_those_of_ddp(runs: Path) -> None:
     (ddp, scores), (fsdp, own) = _logged(runs / "ddp"), _logged(runs / "fsdp2")
     assert ddp.keys() == fsdp.keys() == set(range(1, ITERS + 1))

@@ -13,7 +13,6 @@ from torch import nn
 
 from projects.sa2va.engine.zero_state import gather_masters, gather_optimizer, scatter
 
-pytestmark = pytest.mark.xdist_group("processes")
 STAGES = {
     "1": {"stage": 1},
     "2": {"stage": 2},

@@ -16,8 +16,6 @@ from tests.broken_data import WAYS, copy_experiment, images, same_patient
 
 from .conftest import run_process
 
-processes = pytest.mark.xdist_group("processes")
-
 
 @pytest.fixture
 def run_dir(tmp_path) -> Path:
@@ -39,7 +37,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 # ------------------------------------------------------------------------ processes of their own
 
 
-@processes
 def test_misspelt_key(experiment, run_dir, tmp_path):
     before = contents(run_dir)
     experiment.write_text(experiment.read_text() + "train_cfg = dict(max_itres=5)\n")
@@ -51,7 +48,6 @@ def test_misspelt_key(experiment, run_dir, tmp_path):
     assert contents(run_dir) == before
 
 
-@processes
 def test_patient_in_two_splits(experiment, run_dir, tmp_path):
     before = contents(run_dir)
     same_patient(tmp_path)
@@ -62,7 +58,6 @@ def test_patient_in_two_splits(experiment, run_dir, tmp_path):
     assert contents(run_dir) == before
 
 
-@processes
 def test_checkpoint_of_another_architecture(experiment, run_dir, tmp_path):
     from mmengine.registry import MODELS
 
@@ -83,7 +78,6 @@ def test_checkpoint_of_another_architecture(experiment, run_dir, tmp_path):
     assert new <= {".log", ".py"}  # of the runner, in a folder of this run's own
 
 
-@processes
 def test_neither_checkpoint_nor_folder_to_write_to(experiment, tmp_path):
     (tmp_path / "taken").write_text("mine")
     message = run_process(

@@ -101,7 +101,7 @@ def test_targets_install_first_and_run_what_they_say(make):
     order = [next(i for i, c in enumerate(calls) if part in c) for part in
              ("-e .[dev]", "ruff check .", "ruff format --check .", "-m pytest")]  # fmt: skip
     assert order == sorted(order)
-    assert "-m pytest -n 3 --dist loadgroup" in calls[-1]
+    assert "-m pytest -n 3 --dist loadfile --no-loadscope-reorder" in calls[-1]
     assert make("demo")[1] == ["tools/run_demo.py"]
     arcade = make("demo-arcade", "ARCADE_ROOT=frames")[1]
     assert arcade == ["tools/run_demo.py --arcade frames"]

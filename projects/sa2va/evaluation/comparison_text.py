@@ -54,12 +54,7 @@ def write_comparison(comparison: Comparison, path: str | Path) -> None:
         ConfigError: another suffix.
     """
     path = Path(path)
-    if path.suffix not in FORMATS:
-        raise ConfigError(
-            found=f"--out {path}",
-            expected=f"a file ending in {', '.join(FORMATS)}",
-            fix="rename it",
-        )
+    check_format(path)
     if path.suffix == ".json":
         text = json.dumps(strict(asdict(comparison)), indent=1, allow_nan=False) + "\n"
     elif path.suffix == ".csv":
@@ -68,6 +63,16 @@ def write_comparison(comparison: Comparison, path: str | Path) -> None:
         text = as_text(comparison, markdown=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def check_format(path: str | Path) -> None:
+    """Raises ConfigError unless ``path`` ends in a format that can be written."""
+    if Path(path).suffix not in FORMATS:
+        raise ConfigError(
+            found=f"--out {path}",
+            expected=f"a file ending in {', '.join(FORMATS)}",
+            fix="rename it",
+        )
 
 
 def _csv(comparison: Comparison) -> str:
