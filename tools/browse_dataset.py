@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 from projects.sa2va.config import dataset_configs, load_config
 from projects.sa2va.datasets.browse import draw_sample, stack
-from projects.sa2va.engine.start import prepare_work_dir
 from projects.sa2va.errors import ConfigError, exit_on_user_error, listing, suggest
-from projects.sa2va.files import write_atomic
+from projects.sa2va.files import make_writable, write_atomic
 
 _ON_A_SHEET = 4
 
@@ -57,7 +56,7 @@ def main() -> None:
         )
     dataset = DATASETS.build(configs[args.split])
     default = f"work_dirs/{Path(args.config).stem}/browse"
-    out = Path(prepare_work_dir(args.out or default, args.config))
+    out = make_writable(args.out or default, "--out")
     rng = np.random.default_rng(args.seed)
     chosen = rng.choice(len(dataset), min(args.samples, len(dataset)), replace=False)
     pictures = [

@@ -82,7 +82,7 @@ def main() -> int:
         print("\n" + measured.text(), flush=True)
         record["measured"] = measured.rows
     if args.json:
-        from projects.sa2va.evaluation.writer import write_atomic
+        from projects.sa2va.files import write_atomic
 
         text = json.dumps(record, indent=1).encode()
         write_atomic(Path(args.json), lambda file: file.write(text))

@@ -22,10 +22,9 @@ from projects.sa2va.config import load_config
 from projects.sa2va.datasets.verify import KINDS, verify
 from projects.sa2va.datasets.verify.fix import parse_size, write_fixed
 from projects.sa2va.datasets.verify.page import findings_json, html_page
-from projects.sa2va.engine.start import prepare_work_dir
 from projects.sa2va.errors import exit_on_user_error
 from projects.sa2va.evaluation.writer import strict
-from projects.sa2va.files import write_atomic
+from projects.sa2va.files import make_writable, write_atomic
 
 _MOST_PRINTED = 20
 
@@ -61,7 +60,7 @@ def main() -> int:
     cfg = load_config(args.config, args.cfg_options)
     size = parse_size(args.labels_size) if args.labels_size else None
     name = Path(args.config).stem
-    out = Path(prepare_work_dir(args.out or f"work_dirs/{name}/data_check", args.config))
+    out = make_writable(args.out or f"work_dirs/{name}/data_check", "--out")
     if args.fix:
         changes = write_fixed(cfg, args.fix, args.split, size)
         print("\n".join(changes.lines()))

@@ -21,7 +21,7 @@ from projects.sa2va.models.building import Built, build_weights, first_parameter
 
 from .conftest import GROUNDING_CONFIG, MLLM_CONFIG, merged
 
-KINDS = {"mllm": mllm._kind(), "grounding": grounding._kind()}
+KINDS = {"mllm": mllm.part_kind(), "grounding": grounding.part_kind()}
 HEAD = "language_model.lm_head.weight"  # its name in files, also in released ones
 CONFIGS = {
     "mllm": merged(MLLM_CONFIG, dict(text_config=dict(model_type="qwen2", vocab_size=64))),

@@ -20,7 +20,7 @@ THEIR_EMBEDDING = "language_model.model.embed_tokens.weight"
 def build(kind: str, pretrained: Any, config: dict | None = None) -> building.Built:
     """One of the base models, in float32."""
     return building.build_weights(
-        {"mllm": mllm, "grounding": grounding}[kind]._kind(),
+        {"mllm": mllm, "grounding": grounding}[kind].part_kind(),
         pretrained=str(pretrained),
         config=copy.deepcopy(config),
         dtype=torch.float32,

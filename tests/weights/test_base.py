@@ -114,7 +114,7 @@ def test_no_weight_is_a_map_of_the_file_or_another_weight(tmp_path, meta, sam2_s
         file.write(b"\xff" * copied.stat().st_size)
     assert_same(state(sam2), before)
     internvl = building.build_weights(
-        mllm._kind(),
+        mllm.part_kind(),
         pretrained=str(f8),
         config=None,
         dtype=torch.bfloat16,

@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 
 from projects.sa2va.checkpoints.store import sync_folder
 from projects.sa2va.errors import CheckpointError, ConfigError
-from projects.sa2va.evaluation.writer import write_atomic
+from projects.sa2va.files import write_atomic
 
 from .folders import remove_on_first
 

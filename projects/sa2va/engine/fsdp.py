@@ -199,9 +199,10 @@ class Sa2VAShardedRunner(Sa2VARunner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: Sa2VAModel) -> Sa2VAModel:
         """Loads the weights that the run starts from, then shards."""
         self._changed_frozen: dict[str, Tensor] = {}
+        self._checkpoint: dict[str, Any] | None = None
         if self._load_from is not None:
-            checkpoint = read_checkpoint(self._load_from)
-            self.load_report = load_trained(model, checkpoint, self._load_from)
+            self._checkpoint = read_checkpoint(self._load_from)
+            self.load_report = load_trained(model, self._checkpoint, self._load_from)
             if is_main_process():
                 self._changed_frozen = changed_frozen_state(model)
         device = torch.device(get_device())
@@ -225,11 +226,12 @@ class Sa2VAShardedRunner(Sa2VARunner):
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Reports the weights, which were loaded before sharding."""
         self.logger.info(self.load_report.text())
+        self._checkpoint = None
         self._has_loaded = True
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Continues a run of any strategy; see :meth:`Sa2VARunner.resume`."""
-        checkpoint = read_checkpoint(filename)
+        checkpoint = self._checkpoint  # read once, for the weights
         check_resumable(checkpoint, filename)
         self.load_checkpoint(filename)
         self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)

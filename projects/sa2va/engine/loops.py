@@ -19,7 +19,7 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from projects.sa2va.checkpoints import software
 from projects.sa2va.datasets.integrity import split_hash
 from projects.sa2va.evaluation import VesselMetric
-from projects.sa2va.evaluation.writer import write_atomic
+from projects.sa2va.files import write_atomic
 from projects.sa2va.models import is_sharded
 
 from .bare import bare_model

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from projects.sa2va.checkpoints import DATA_SPLITS_FILE, check_kind, read_checkp
 from projects.sa2va.config import load_config
 from projects.sa2va.errors import ConfigError, SetupError, listing, suggest
 from projects.sa2va.evaluation.metrics import choose_metrics
-from projects.sa2va.evaluation.writer import write_atomic
+from projects.sa2va.files import make_writable, write_atomic
 from projects.sa2va.models.segmentation import nothing_to_train
 
 from .data_check import check_test_data, check_training_data
@@ -134,9 +133,9 @@ def prepare_test(
     if meta is not None:
         check_kind(cfg.model.type, meta, str(checkpoint))
     if out is not None:
-        cfg.test_cfg.out_dir = prepare_work_dir(out, config)
+        cfg.test_cfg.out_dir = str(make_writable(out, "--out"))
     if show_dir is not None:
-        cfg.test_evaluator.show_dir = prepare_work_dir(show_dir, config)
+        cfg.test_evaluator.show_dir = str(make_writable(show_dir, "--show-dir"))
     if metrics is not None:
         choose_metrics(metrics)  # refused now, not after the model is loaded
         cfg.test_evaluator.metric_set = metrics
@@ -173,18 +172,8 @@ def prepare_work_dir(work_dir: str | None, config: str) -> str:
     Raises:
         SetupError: it cannot.
     """
-    path = Path(work_dir or Path("work_dirs") / Path(config).stem)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise SetupError(
-            found=f"{path} cannot be written: {error}",
-            expected="a folder that this user can write to",
-            fix="give another --work-dir, or mend the permissions",
-        ) from error
-    return str(path)
+    path = work_dir or Path("work_dirs") / Path(config).stem
+    return str(make_writable(path, "--work-dir"))
 
 
 def _use_deepspeed(cfg: Config, deepspeed: str, distributed: bool) -> None:

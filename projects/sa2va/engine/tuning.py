@@ -33,7 +33,8 @@ from projects.sa2va.evaluation.run_folder import StoredRun, read_report
 from projects.sa2va.evaluation.scoring import ScoringPool
 from projects.sa2va.evaluation.threshold_choice import Curve, Target, curve
 from projects.sa2va.evaluation.threshold_sweep import Candidate, SweepJob, SweepWork, grid
-from projects.sa2va.evaluation.writer import strict, write_atomic
+from projects.sa2va.evaluation.writer import strict
+from projects.sa2va.files import write_atomic
 
 POSTPROCESS = ("none", "components", "hysteresis")
 MIN_AREAS = (0, 10, 20, 50, 100, 200, 500)

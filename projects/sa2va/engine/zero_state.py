@@ -91,9 +91,9 @@ def scatter(
     keys = [key for key in next(iter(state.values()), {}) if key != "step"]
     if state:
         step = torch.as_tensor(float(next(iter(state.values())).get("step", 0)))
+        # As torch does: the counter is beside the weights only where a kernel reads it there.
+        fused = any(g.get("fused") or g.get("capturable") for g in base.param_groups)
         for flat in _masters(zero):
-            # As torch does: the counter is beside the weights only where a kernel reads it there.
-            fused = any(g.get("fused") or g.get("capturable") for g in base.param_groups)
             base.state[flat] = {"step": step.to(flat.device) if fused else step.clone()}
             base.state[flat] |= {key: torch.zeros_like(flat) for key in keys}
         _link(zero)

@@ -131,6 +131,8 @@ class Scorer:
         probability: np.ndarray,
         truth: MaskGeometry,
         spacing: Sequence[float] | None = None,
+        *,
+        mask: np.ndarray | None = None,
     ) -> Scores:
         """Scores one map.
 
@@ -138,6 +140,7 @@ class Scorer:
             probability: float32 [H, W] in [0, 1].
             truth: of bool [H, W]; hand in the same object again to score another map.
             spacing: mm from one row, and one column, to the next, or None where unknown.
+            mask: what :meth:`cut` made of ``probability``, where it is at hand.
 
         Returns:
             The overlap metrics and those of ``names``.
@@ -145,7 +148,7 @@ class Scorer:
         Raises:
             ValueError: the shapes differ.
         """
-        mask = self.cut(probability)
+        mask = self.cut(probability) if mask is None else mask
         counts = Counts.of_masks(mask, truth.mask)
         values: dict[str, Any] = {}
         parts: dict[str, np.ndarray] = {}

@@ -25,8 +25,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..datasets.image_io import read_image
 from ..errors import DataError
+from ..files import write_atomic
 from .rows import FrameResult, Row
-from .writer import decode_mask, write_atomic
+from .writer import decode_mask
 
 TRUTH_COLOUR = (64, 156, 255)
 PREDICTION_COLOUR = (240, 140, 20)

@@ -93,7 +93,7 @@ class FrameWork:
             rows.append(
                 Row(
                     phrase=phrase,
-                    scores=self.scorer.score(probability, geometry, spacing),
+                    scores=self.scorer.score(probability, geometry, spacing, mask=mask),
                     seg_emitted=bool(job.seg_emitted[number]),
                     answer=job.answers[number],
                     stem=stem,

@@ -19,9 +19,7 @@ from mmengine.registry import METRICS
 from torch import Tensor
 
 from ..errors import ConfigError, listing, suggest
-from .diagrams import draw_reliability
 from .guards import EXACT_COPY_LIMIT, check_complete, check_frame, raise_for_copies
-from .html_report import write_html_report
 from .metrics import DEFAULT_TOLERANCE, Scorer, choose_metrics
 from .pictures import PictureChoice, draw_all
 from .postprocess import PostProcess
@@ -298,6 +296,8 @@ class VesselMetric(BaseMetric):
         content = report.content(self._provenance, warnings)
         writer.write_json("metrics.json", content)
         if report.calibration is not None and self.pictures.total:
+            from .diagrams import draw_reliability  # matplotlib: a second of every start
+
             draw_reliability(report.calibration, writer.out_dir / "calibration.png")
         writer.write_table(content["per_frame"], self.names)
         if writer.save_masks:
@@ -306,6 +306,8 @@ class VesselMetric(BaseMetric):
         pictures = Path(self.show_dir or writer.out_dir / "pictures")
         draw_all(report.frames, self.pictures, pictures)
         if self.html_report:
+            from .html_report import write_html_report
+
             # Made from these files alone, so that tools/report.py makes the same.
             write_html_report(writer.out_dir, pictures=pictures)
         print_log(f"Results are in {writer.out_dir}", logger="current")

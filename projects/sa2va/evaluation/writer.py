@@ -22,7 +22,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,8 +31,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ..errors import SetupError
-from ..files import write_atomic
+from ..files import make_writable, write_atomic
 from .rows import FrameResult
 
 PROBABILITY_FORMATS = ("png", "npz", "none")
@@ -130,20 +128,13 @@ class ResultsWriter:
     def __init__(self, out_dir: str | Path, save_probabilities: str, save_masks: bool) -> None:
         self.out_dir = Path(out_dir)
         self.save_probabilities, self.save_masks = save_probabilities, save_masks
-        try:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-            if save_probabilities != "none":
-                (self.out_dir / "probabilities").mkdir(exist_ok=True)
-            if save_masks:
-                (self.out_dir / "masks").mkdir(exist_ok=True)
-            write_atomic(self.out_dir / f".probe.{os.getpid()}", lambda file: file.write(b"x"))
-            (self.out_dir / f".probe.{os.getpid()}").unlink()
-        except OSError as error:
-            raise SetupError(
-                found=f"the results folder {self.out_dir} cannot be written to ({error.strerror})",
-                expected="a folder that this user may write to, with space left",
-                fix="give another folder (--out, or out_dir of the evaluator in the config)",
-            ) from error
+        folders = [self.out_dir]
+        if save_probabilities != "none":
+            folders.append(self.out_dir / "probabilities")
+        if save_masks:
+            folders.append(self.out_dir / "masks")
+        for folder in folders:
+            make_writable(folder, "--out, or out_dir of the evaluator in the config")
 
     def write_row(self, stem: str, probability: np.ndarray, mask: np.ndarray) -> None:
         """Writes one row's files.

@@ -107,7 +107,7 @@ class Sam2Adapter(GroundingAdapter):
     ) -> None:
         super().__init__()
         built = build_weights(
-            _kind(),
+            part_kind(),
             pretrained=pretrained,
             config=_deep_copy(config),
             dtype=resolve_dtype(dtype),
@@ -204,7 +204,8 @@ class Sam2Adapter(GroundingAdapter):
         return masks[torch.arange(n, device=device), best].float(), iou.float()
 
 
-def _kind() -> PartKind:
+def part_kind() -> PartKind:
+    """What there is to know of SAM2 for loading or drawing its weights."""
     from transformers import Sam2Config, Sam2Model
 
     return PartKind(

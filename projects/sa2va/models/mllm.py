@@ -132,7 +132,7 @@ class InternVLAdapter(MLLMAdapter):
         if config is not None:
             config = _fit_config(config, processor)
         built = build_weights(
-            _kind(),
+            part_kind(),
             pretrained=pretrained,
             config=config,
             dtype=resolve_dtype(dtype),
@@ -275,7 +275,8 @@ class InternVLAdapter(MLLMAdapter):
         )
 
 
-def _kind() -> PartKind:
+def part_kind() -> PartKind:
+    """What there is to know of InternVL for loading or drawing its weights."""
     from transformers import InternVLConfig, InternVLForConditionalGeneration
 
     return PartKind(

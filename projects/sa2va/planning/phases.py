@@ -72,7 +72,6 @@ def prediction_section(
     held: Holdings,
     moments: Mapping[str, Moment],
     batch: int,
-    side: int,
     strategy: Strategy,
     *,
     extra: int = 0,
@@ -85,7 +84,6 @@ def prediction_section(
         held: what the model holds.
         moments: of :func:`~.steps.follow_prediction`.
         batch: frames that go in together.
-        side: of SAM2's input in px.
         strategy: how weights are spread.
         extra: bytes of rounded weights beside those that were traced.
         cache: bytes of keys and values.

@@ -102,7 +102,6 @@ def make_plan(
     quantization = cfg["model"]["mllm"].get("quantization")
     parameters = _count(model)
     sections: list[Section] = []
-    side = model.processor.image_size
     trains = cfg.get("train_cfg") is not None and cfg.get("train_dataloader") is not None
     prepared, make = _fake(_prepared(cfg, model), quantization)
     inference, peaks = _inference(cfg, prepared, make, request)
@@ -124,7 +123,7 @@ def make_plan(
                 like = Frames(frames, request.frame_size, request.phrases)
                 peaks = follow_prediction(prepared, make, like)
             sections.append(
-                prediction_section("validation", held, peaks, frames, side, strategy, extra=rounded)
+                prediction_section("validation", held, peaks, frames, strategy, extra=rounded)
             )
     sections.append(inference)
     text = model.mllm.model.config.text_config
@@ -158,13 +157,13 @@ def _inference(
     loader = cfg.get("test_dataloader") or cfg.get("val_dataloader") or {}
     frames = Frames(loader.get("batch_size", 1), request.frame_size, request.phrases)
     peaks = follow_prediction(prepared, make, frames)
-    single, side = Strategy("none"), prepared.processor.image_size
+    single = Strategy("none")
     cache = 0
     if prepared.answer_mode == "generate":
         together = min(frames.batch * frames.phrases, prepared.max_phrases_per_pass)
         cache = cache_bytes(prepared, together)
     held = holdings_of(prepared, None, single)
-    section = prediction_section("inference", held, peaks, frames.batch, side, single, cache=cache)
+    section = prediction_section("inference", held, peaks, frames.batch, single, cache=cache)
     return section, peaks
 
 

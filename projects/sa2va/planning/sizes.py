@@ -53,7 +53,7 @@ def internvl_sizes(pretrained: str, key: str = "model.mllm.pretrained") -> dict[
     """
     folder = local_folder(pretrained)
     if folder is not None:
-        return mllm._kind().read_config(open_source(folder), None)
+        return mllm.part_kind().read_config(open_source(folder), None)
     size = _known(pretrained, {**INTERNVL_IDS, **WHOLE_IDS}, key)
     sizes: dict[str, Any] = Config.fromfile(_LARGE).model.mllm.config.to_dict()
     own = dict(_TEXT[size])
@@ -79,7 +79,7 @@ def sam2_sizes(
         return copy.deepcopy(config)
     folder = local_folder(pretrained)
     if folder is not None:
-        return grounding._kind().read_config(open_source(folder), None)
+        return grounding.part_kind().read_config(open_source(folder), None)
     size = "large" if pretrained in WHOLE_IDS else _known(pretrained, SAM2_IDS, key)
     width, blocks, side = _SAM2[size]
     # The function that tells a size from weights, given the shapes that it looks at.
