@@ -23,6 +23,7 @@ setup(
     extras_require={
         "dev": PINS["specs"](PINS["DEV"]),
         "quantization": PINS["specs"](PINS["QUANTIZATION"]),
+        "page": PINS["specs"](PINS["PAGE"]),
         "tensorboard": PINS["specs"](PINS["TENSORBOARD"]),
     },
 )

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,6 +16,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # (benchmarks/README.md). Read when torch first allocates on a card.
 if "PYTORCH_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+# torch counts the cards when it is imported.
+if ("--placement", "cpu") in pairwise(sys.argv) or "--placement=cpu" in sys.argv:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 try:
     import projects.sa2va  # noqa: F401

@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("run", help="results folder (with metrics.json)")
     parser.add_argument("--out", help="the page (default: report.html in RUN)")
     parser.add_argument("--pictures", help="folder of the pictures (default: pictures/ in RUN)")
-    parser.add_argument("--curve", help="threshold_curve.csv (default: the one in RUN)")
+    parser.add_argument("--curve", help="threshold_curve.json (default: the one in RUN)")
     return parser.parse_args()
 
 

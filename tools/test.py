@@ -2,6 +2,7 @@
 
     python tools/test.py CONFIG --checkpoint FILE [--work-dir DIR] [--out DIR] [--show-dir DIR]
                          [--metrics fast] [--split val] [--threshold 0.4]
+                         [--placement auto] [--gpus N] [--memory-gib G] [--precision llm=nf4]
     bash tools/dist.sh test CONFIG GPUS --checkpoint FILE
 
 Results go to <work-dir>/<timestamp>/, or to --out. The threshold is that of the file which
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 import _bootstrap  # noqa: F401
 from mmengine.config import DictAction
@@ -19,6 +21,8 @@ from mmengine.registry import RUNNERS
 
 from projects.sa2va.engine.start import finish, prepare_test
 from projects.sa2va.errors import exit_on_user_error
+from projects.sa2va.placement import KINDS
+from projects.sa2va.placement.launch import restart_in_parallel
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,6 +47,24 @@ def parse_args() -> argparse.Namespace:
         "--threshold", help="number, 'config', or a threshold file (default: see above)"
     )
     parser.add_argument(
+        "--placement",
+        choices=KINDS,
+        help="where the model runs (default: test_cfg.placement, else one card; the CPU where "
+        "there is none)",
+    )
+    parser.add_argument("--gpus", type=int, help="cards to use (default: what there is)")
+    parser.add_argument(
+        "--memory-gib",
+        type=float,
+        metavar="GIB",
+        help="the number printed on a card, to take less than is free",
+    )
+    parser.add_argument(
+        "--precision",
+        help="bf16, fp16, fp32, int8, nf4 or by part, llm=nf4,vit=bf16,sam2=fp32 (default: "
+        "test_cfg.precision, else as the config says)",
+    )
+    parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, help="overrides, key=value, keys with dots"
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
@@ -65,8 +87,16 @@ def main() -> None:
         metrics=args.metrics[0] if args.metrics in (["all"], ["fast"]) else args.metrics,
         split=args.split,
         threshold=args.threshold,
+        placement=args.placement,
+        gpus=args.gpus,
+        memory_gib=args.memory_gib,
+        precision=args.precision,
         cfg_options=args.cfg_options,
+        distributed=args.launcher != "none",
     )
+    place = cfg.test_cfg.placement
+    if place.kind == "data-parallel" and args.launcher == "none" and place.gpus > 1:
+        restart_in_parallel(sys.argv[1:], args.config, place.gpus)
     cfg.launcher = args.launcher
     RUNNERS.build(cfg).test()
 

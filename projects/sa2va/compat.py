@@ -6,12 +6,19 @@ The pins in ``pins.py`` are the versions that the shims were seen to work with.
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import shlex
 import sys
+import time
 import types
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from .errors import SetupError
 
 _KEEP_ALIVE: list[Any] = []  # torch.library definitions vanish with their Library object
 
@@ -22,12 +29,14 @@ def apply() -> None:
         return
     _KEEP_ALIVE.append(True)
     _force_weights_only()
+    _torchao_talks_at_every_start()
     _torchvision_without_its_extension()
     _transformers_name_that_xtuner_imports()
     _cpu_distributed()
     _deepspeed_optimizers_of_mmengine()
     _peft_token_rows_without_cuda()
     _peft_token_rows_without_copies()
+    _locks_of_killed_compilers()
 
 
 def _force_weights_only() -> None:
@@ -38,6 +47,24 @@ def _force_weights_only() -> None:
     one by one in ``checkpoints/deepspeed_folder.py``. Can go when DeepSpeed loads safely by itself.
     """
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+
+
+def _torchao_talks_at_every_start() -> None:
+    """torchao 0.18.0 warns when peft imports it: of compiled operators that this build of torch
+    cannot load, and of an enumeration that torch 2.13 registers by itself.
+
+    Prediction in int8 needs neither (models/quantization.py); all other warnings stay. Can go with
+    the next torchao.
+    """
+
+    def needed(record: logging.LogRecord) -> bool:
+        if record.name == "torchao":
+            return not str(record.msg).startswith(("Failed to load", "Skipping import of cpp"))
+        about = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        return not getattr(about, "__module__", "").startswith("torchao.")
+
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).addFilter(needed)
 
 
 def _torchvision_without_its_extension() -> None:
@@ -164,3 +191,63 @@ def _peft_token_rows_without_copies() -> None:
         return result
 
     layer.TrainableTokensLayer.forward_adapters = forward_adapters
+
+
+_LIVE_S = 300.0  # a compiler that writes nothing for so long is no longer at work
+
+
+def _locks_of_killed_compilers() -> None:
+    """torch 2.13 waits for ever for the compiler of a start that was killed.
+
+    Whatever compiles at run time, as DeepSpeed's operators do, holds a file ``lock`` in the folder
+    of the build. A killed process leaves it there. Can go when torch locks files with the kernel's
+    locks, which end with the process.
+    """
+    from torch.utils.file_baton import FileBaton
+
+    FileBaton.wait = _wait_for_compiler
+
+
+def _wait_for_compiler(baton: Any) -> None:
+    """Waits while somebody compiles, on this machine or on another one with the same folder.
+
+    Raises:
+        SetupError: nobody does.
+    """
+    from mmengine.logging import print_log
+
+    lock, alive, said = Path(baton.lock_file_path), -math.inf, False
+    while lock.exists():
+        if time.time() - alive > _LIVE_S:
+            alive = time.time() if _is_open(lock) else _last_write(lock.parent)
+        idle = time.time() - alive
+        if idle > _LIVE_S:
+            raise SetupError(
+                found=f"{lock}: no process of this machine has it open, and nothing was written "
+                f"beside it for {idle / 60:.0f} min",
+                expected="a lock that goes when its compiler is done; a killed start leaves it",
+                fix=f"rm {shlex.quote(str(lock))}",
+            )
+        if not said:
+            text = f"waiting for {lock}: another process compiles this operator"
+            print_log(text, logger="current")
+            said = True
+        time.sleep(baton.wait_seconds)
+
+
+def _is_open(path: Path) -> bool:
+    import psutil
+
+    own = str(path.resolve())
+    processes = psutil.process_iter(["open_files"])  # None: of another user, not to be seen
+    return any(own == file.path for p in processes for file in p.info["open_files"] or ())
+
+
+def _last_write(folder: Path) -> float:
+    newest = folder.stat().st_mtime
+    for path in folder.iterdir():
+        try:
+            newest = max(newest, path.stat().st_mtime)
+        except FileNotFoundError:  # compilers remove files of their own
+            continue
+    return newest

@@ -52,17 +52,34 @@ def load_config(
     for name in list(cfg):
         if name.startswith("_") or isinstance(cfg[name], type):
             cfg.pop(name)  # helper variables, and classes imported for computing one
+    override(cfg, cfg_options or {})
+    if check:
+        checker = Checker(str(path))
+        checker.check(cfg._cfg_dict)
+        check_rules(cfg, str(path))
+        check_processors(cfg.get("processor") or {}, dict(_processors(cfg)), str(path))
+    return cfg
+
+
+def override(cfg: Config, cfg_options: Mapping[str, Any]) -> Config:
+    """Overrides keys in place, and links what is written once; see :func:`load_config`.
+
+    Args:
+        cfg: a config, or one that was saved with its linked copies.
+        cfg_options: from a key with dots to its value.
+
+    Returns:
+        ``cfg``.
+
+    Raises:
+        ConfigError: there is no such key.
+    """
     if cfg_options:
         # A saved config holds linked copies, which would hide an override of their original.
         _unlink(cfg)
         for key, value in cfg_options.items():
             _override(cfg, key, value)
     _link(cfg)
-    if check:
-        checker = Checker(str(path))
-        checker.check(cfg._cfg_dict)
-        check_rules(cfg, str(path))
-        check_processors(cfg.get("processor") or {}, dict(_processors(cfg)), str(path))
     return cfg
 
 

@@ -23,7 +23,7 @@ REQUIRED: dict[str, str] = {
     "mmengine": "0.10.7",
     "deepspeed": "0.19.8",  # 0.16 to 0.19.7 each break ZeRO-2 or ZeRO-3 with offload
     "numpy": "2.4.6",
-    "pillow": "13.0.0",
+    "pillow": "12.3.0",  # gradio 6.31 wants less than 13; both resize bit for bit alike
     "opencv-python": "5.0.0.93",
     "pycocotools": "2.0.11",
     "scikit-image": "0.26.0",
@@ -42,26 +42,34 @@ REQUIRED: dict[str, str] = {
 # it does not need; torchvision exists as a CUDA build only, and would replace a CPU build of torch.
 NO_DEPS: dict[str, str] = {"torchvision": "0.28.0", "xtuner": "0.2.0"}
 
-# The extra `quantization`: nothing uses it yet. Where torchao is installed, peft imports it, and on
-# some builds of torch that prints a warning at every start.
+# The extra `quantization`: for prediction in int8 only, which asks for it by name. Where it is
+# installed, peft imports it at every start, which takes 0.4 s.
 QUANTIZATION: dict[str, str] = {"torchao": "0.18.0"}
 
 # The extra `tensorboard`: only for runs whose config says `tensorboard = True`. It brings a web
 # server, gRPC and protobuf, which nothing else here needs.
 TENSORBOARD: dict[str, str] = {"tensorboard": "2.21.0"}
 
-# The extra `dev`: what `make test` and `make lint` need.
+# The extra `page`: tools/demo.py. It brings a web server.
+PAGE: dict[str, str] = {"gradio": "6.31.0"}
+
+# The extra `dev`: what `make test` and `make lint` need; torchao, so that int8 is tested; gradio
+# and playwright, so that the page is tested in a browser (Chromium itself is the system's).
 DEV: dict[str, str] = {
     "pytest": "9.2.0",
     "pytest-xdist": "3.8.0",
     "hypothesis": "6.170.15",
     "ruff": "0.17.5",
+    **QUANTIZATION,
+    **PAGE,
+    "playwright": "1.65.2",
 }
 
 # Missing ones are no error at start: only some work needs them, and it names them when it begins.
 ON_DEMAND: dict[str, str] = {
     "bitsandbytes": "quantized weights and 8-bit optimiser states",
-    "torchao": "quantized weights",
+    "torchao": "prediction in int8",
+    "gradio": "the page of tools/demo.py",
     "ninja": "compiling DeepSpeed's operators, once",
     "setuptools": "mmengine's check of installed packages",
 }

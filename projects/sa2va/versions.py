@@ -11,7 +11,7 @@ from collections.abc import Collection
 from importlib import metadata
 
 from .errors import SetupError, listing
-from .pins import ALTERNATIVES, NO_DEPS, ON_DEMAND, QUANTIZATION, REQUIRED, TENSORBOARD
+from .pins import ALTERNATIVES, NO_DEPS, ON_DEMAND, PAGE, QUANTIZATION, REQUIRED, TENSORBOARD
 
 OLDEST_PYTHON = (3, 11)
 
@@ -33,7 +33,7 @@ def installed_version(name: str) -> str | None:
 def pip_command(names: Collection[str]) -> str:
     """The pip call or calls that install the pinned versions of ``names``."""
     pip = f"{sys.executable} -m pip install"
-    pins = {**REQUIRED, **QUANTIZATION, **TENSORBOARD}
+    pins = {**REQUIRED, **QUANTIZATION, **TENSORBOARD, **PAGE}
     plain = [f"{name}=={pins[name]}" for name in names if name in pins]
     alone = [f"{name}=={NO_DEPS[name]}" for name in names if name in NO_DEPS]
     calls = [f"{pip} {' '.join(plain)}"] if plain else []
@@ -61,7 +61,7 @@ def check_versions(also: Collection[str] = ()) -> list[str]:
             expected=f"Python {oldest} or newer",
             fix=f"rm -rf .venv && make setup PYTHON=python{oldest}",
         )
-    pins = {**REQUIRED, **QUANTIZATION, **NO_DEPS}
+    pins = {**REQUIRED, **QUANTIZATION, **PAGE, **NO_DEPS}
     found = {name: installed_version(name) for name in pins}
     missing = [
         name

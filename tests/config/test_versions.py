@@ -111,8 +111,12 @@ def test_makefile_reads_the_table():
     assert done.stdout.split() == pins.specs(pins.NO_DEPS)
 
 
-def test_ci_runs_make_test_and_nothing_else():
+def test_ci_runs_make_test_with_a_browser():
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     commands = [ln for ln in lines if not re.match(r"#|set |cd |$", ln)]
-    assert commands == ["make test"]
+    assert commands[0] == "export SA2VA_BROWSER_TESTS=required"
+    assert commands[1].startswith("if ! command -v chromium") and commands[-2:] == [
+        "fi",
+        "make test",
+    ]
     assert "set -euo pipefail" in lines

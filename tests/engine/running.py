@@ -1,9 +1,11 @@
-"""Training in this process, as tools/train.py would."""
+"""Training in this process, as tools/train.py would; and work in two processes."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, RUNNERS
+from torch import multiprocessing
 
 from projects.sa2va.engine.start import prepare_training
 
@@ -53,6 +56,30 @@ def build(config: Path, work_dir: Path, resume: bool = False, **options: Any) ->
     # mmengine's logs and message hubs are found by this name, which else is made of the second.
     cfg.experiment_name = f"run{next(_NUMBERS)}"
     return RUNNERS.build(cfg)
+
+
+def in_two_processes(work: Callable[..., None], *arguments: Any) -> None:
+    """Runs ``work(rank, *arguments)`` as two processes that may form a group, and waits for them.
+
+    They come from a fork server that imports the package once for all tests; importing takes each
+    process longer than the work itself. CUDA does not survive a fork: with a card they are spawned.
+    """
+    method = "spawn" if torch.cuda.is_available() else "forkserver"
+    if method == "forkserver":
+        multiprocessing.get_context(method).set_forkserver_preload([__name__])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.start_processes(
+        _one_of_two, (port, work, arguments), nprocs=2, start_method=method
+    )
+
+
+def _one_of_two(rank: int, port: int, work: Callable[..., None], arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    work(rank, *arguments)
 
 
 def checkpoint(path: Path) -> dict[str, Any]:

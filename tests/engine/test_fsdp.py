@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmengine.registry import RUNNERS
-from torch import multiprocessing
 
 from projects.sa2va.checkpoints import build_model_from_checkpoint, read_checkpoint
 from projects.sa2va.engine.start import prepare_training
 from projects.sa2va.errors import ConfigError, SetupError
 from tests.tiny_experiment import write_experiment
 
-from .running import build
+from .running import build, in_two_processes
 
 ITERS = 4
 # Frozen weights in bfloat16 beside trained ones in float32, as at true size; heads of their own.
@@ -37,11 +35,8 @@ CONFIG: dict[str, Any] = dict(
 FRAMES = (8, 3, 1)  # three validation frames: one process has fewer
 
 
-def _run(rank: int, port: int, config: Path) -> None:
+def _run(rank: int, config: Path) -> None:
     """One of two processes: DDP, FSDP2, and FSDP2 that goes on from DDP's checkpoint."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     folder = config.parent
     resumed = str(folder / "ddp" / "iter_2.pth")
     for name, strategy, resume in (
@@ -77,10 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the work dirs of the three runs."""
     folder = tmp_path_factory.mktemp("fsdp")
     config = write_experiment(folder, frames=FRAMES, **CONFIG)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_run, (port, config), nprocs=2)
+    in_two_processes(_run, config)
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -278,6 +279,18 @@ def test_validation_frames_are_scored_under_their_own_name(folder):
     with pytest.raises(ConfigError, match="has no val_dataloader"):
         prepared(folder, split="val", cfg_options={"val_dataloader": None, "val_cfg": None,
                                                    "val_evaluator": None})  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_model")
+def test_other_settings_of_the_model_are_said_and_no_error(folder, monkeypatch):
+    chosen = tuned(folder).chosen
+    said = []
+    monkeypatch.setattr(
+        logging.Logger, "log", lambda self, level, text, *more: said.append((level, text))
+    )
+    cfg = prepared(folder, cfg_options={"model.answer_mode": "generate"})
+    assert cfg.test_evaluator.threshold == chosen.threshold
+    assert any(level == logging.WARNING and "other settings of `model`" in t for level, t in said)
 
 
 @pytest.mark.usefixtures("no_model")

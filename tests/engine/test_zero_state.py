@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,8 @@ import torch
 from torch import nn
 
 from projects.sa2va.engine.zero_state import gather_masters, gather_optimizer, scatter
+
+from .running import in_two_processes
 
 STAGES = {
     "1": {"stage": 1},
@@ -82,12 +82,8 @@ def zero(stage: str, first: int, last: int, start: dict | None) -> dict[str, Any
     return {"weights": gather_masters(trained), "optimizer": gather_optimizer(wrapped, groups)}
 
 
-def worker(rank: int, port: int, folder: str) -> None:
+def worker(rank: int, folder: str) -> None:
     """One of two processes."""
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-    )  # fmt: skip
     import deepspeed
 
     deepspeed.init_distributed("gloo", verbose=False)
@@ -107,10 +103,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What both processes gathered."""
     folder = tmp_path_factory.mktemp("zero")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, str(folder)), nprocs=2)
+    in_two_processes(worker, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from projects.sa2va.evaluation.calibration import BINS, EDGES, calibration_parts
-from projects.sa2va.evaluation.diagrams import draw_reliability
+from projects.sa2va.evaluation.diagrams import reliability_diagram
 from projects.sa2va.evaluation.ranking import split
 from projects.sa2va.evaluation.reliability import describe, reliability
+from projects.sa2va.figures import svg_figure
 
 unit = st.floats(0, 1, width=32)
 
@@ -103,6 +104,20 @@ def test_no_rows_and_empty_sides():
     assert full["ece"] == full["mce"] == full["brier"] == 1
 
 
-def test_the_diagram_is_drawn(tmp_path):
-    draw_reliability(of(draw(1000), draw(1000, 1), resamples=20), tmp_path / "calibration.png")
-    assert (tmp_path / "calibration.png").read_bytes().startswith(b"\x89PNG")
+@given(hnp.arrays(np.float32, st.integers(0, 60), elements=unit), st.integers(0, 2**32 - 1))
+def test_each_fine_bin_holds_the_sums_of_its_pixels(probability, seed):
+    truth = np.random.default_rng(seed).random(len(probability)) < 0.3
+    exact = probability.astype(float)
+    which = np.searchsorted(EDGES, probability, side="right")
+    columns = (np.ones(len(exact)), truth, exact, (exact - truth) ** 2)
+    expected = [np.bincount(which, column, len(EDGES) + 1) for column in columns]
+    found = calibration_parts(*split(probability, truth))
+    np.testing.assert_allclose(found, np.stack(expected, axis=1), rtol=1e-12, atol=0)
+
+
+def test_the_diagram_says_what_was_found():
+    found = of(draw(1000), draw(1000, 1), resamples=20)
+    shown = svg_figure(*reliability_diagram(found), "reliability diagram")
+    low, high = found["ece_interval"]
+    assert f"ECE {found['ece']:.4f} [{low:.4f}, {high:.4f}], MCE {found['mce']:.3f}" in shown
+    assert "bins of equal width" in shown and "bins of equal mass" in shown

@@ -185,17 +185,29 @@ def test_without_patients_the_reader_is_warned(run):
 
 def test_the_curve_over_thresholds(run):
     assert "not measured here" in join(threshold_section(RunFiles(run)))
-    head = "threshold,low,min_area,value,band_low,band_high,chosen\n"
-    lines = "0.4,,0,0.6,0.5,0.7,False\n0.5,,0,0.7,,,True\n0.5,0.2,30,0.65,0.6,0.7,False\n"
-    (run / "threshold_curve.csv").write_text(head + lines)
+    keys = ("threshold", "low", "min_area", "value", "band_low", "band_high")
+    lines = [(0.4, None, 0, 0.6, 0.5, 0.7), (0.5, None, 0, 0.6, None, None)]
+    lines += [(0.4, 0.2, 30, 0.65, 0.6, 0.7), (0.5, 0.2, 30, 0.7, 0.6, 0.8)]
+    content = {
+        "target": {"metric": "dice", "beta": 1.0, "average": "patients"},
+        "choice": {"threshold": 0.5, "low": 0.2, "min_area": 30},
+        "value": 0.7,
+        "plateau": None,
+        "bootstrap": {"level": 0.95, "clusters": 7, "unit": "patient"},
+        "curve": [dict(zip(keys, line, strict=True)) for line in lines],
+    }
+    path = run / "threshold_curve.json"
+    path.write_text(json.dumps(content))
     source = {"kind": "tuned", "file": "/secret/best.threshold.json", "beta": None}
     post = {"low": None, "min_area": 30}
     shown = join(threshold_section(changed(run, threshold_source=source, postprocess=post)))
-    assert "<svg" in shown and "min_area 30, low 0.2" in shown
+    assert "<svg" in shown and "pieces of fewer than 30 px removed" in shown
+    assert "dice (mean over patients) 0.7000 at 0.5 (band: 95%, 7 patients)" in shown
     assert "best.threshold.json" in shown and "secret" not in shown and "beta" not in shown
-    for broken in ("threshold,value\n0.5,1\n", head + "0.5,x,0,1,1,1,True\n"):
-        (run / "threshold_curve.csv").write_text(broken)
-        with pytest.raises(DataError, match=r"threshold_curve\.csv cannot be read"):
+    words = {**content, "curve": [{**content["curve"][0], "value": "x"}]}
+    for broken in ("threshold,value\n0.5,1\n", "[]", json.dumps(words), "{}"):
+        path.write_text(broken)
+        with pytest.raises(DataError, match=r"threshold_curve\.json cannot be read"):
             threshold_section(RunFiles(run))
 
 

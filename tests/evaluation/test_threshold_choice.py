@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
 from projects.sa2va.errors import ConfigError, DataError
 from projects.sa2va.evaluation.bootstrap import intervals
-from projects.sa2va.evaluation.diagrams import draw_curve
+from projects.sa2va.evaluation.diagrams import curve_diagram
 from projects.sa2va.evaluation.geometry import MaskGeometry
 from projects.sa2va.evaluation.metrics import Scorer
 from projects.sa2va.evaluation.rows import FrameResult, Row
 from projects.sa2va.evaluation.summary import summarise
 from projects.sa2va.evaluation.threshold_choice import AVERAGES, Target, curve
 from projects.sa2va.evaluation.threshold_sweep import Candidate, SweepJob, SweepWork
+from projects.sa2va.evaluation.writer import strict
+from projects.sa2va.figures import svg_figure
 
 CUTS = [Candidate(cut) for cut in (0.1, 0.2, 0.3, 0.4, 0.5)]
 
@@ -134,12 +138,26 @@ def test_wrong_targets_are_refused(arguments, message):
         Target(**arguments)
 
 
-def test_records_are_sorted_and_the_picture_is_drawn(tmp_path):
+def test_records_are_sorted_and_the_picture_is_drawn():
     candidates = [*reversed(CUTS), *(Candidate(c.threshold, None, 20) for c in CUTS)]
     parts = np.stack([counts(*[0.5] * 5, 0.5, 0.6, 0.9, 0.6, 0.5)] * 3)
     found = curve(candidates, parts, rows(3), Target(), resamples=20)
     records = found.records()
     assert [r["threshold"] for r in records[:5]] == [c.threshold for c in CUTS]
     assert [r for r in records if r["chosen"]] == [records[7]] and records[7]["min_area"] == 20
-    draw_curve(found, Target(), tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    content = strict(
+        {
+            "target": asdict(Target()),
+            "choice": asdict(found.choice),
+            "value": found.values[found.best],
+            "plateau": (0.3, 0.4),
+            "bootstrap": found.bootstrap,
+            "curve": records,
+        }
+    )
+    shown = svg_figure(*curve_diagram(content), "score by threshold")
+    assert "pieces of fewer than 20 px removed" in shown and "threshold alone" in shown
+    assert "plateau" in shown and "chosen: 0.3" in shown
+    assert "dice (mean over frames) 0.9000 at 0.3 (band: 95%, 2 patients)" in shown
+    shown = svg_figure(*curve_diagram({**content, "plateau": None, "curve": records[5:]}), "score")
+    assert "plateau" not in shown and "threshold alone" not in shown

@@ -84,7 +84,7 @@ class Trace:
             self.answers += [answer.tolist() for answer in answers]
             return answers
 
-        def watched_to_original(logit: Tensor, size: tuple[int, int]) -> Tensor:
+        def watched_to_original(logits: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
             interpolate, steps = nn.functional.interpolate, []
             with pytest.MonkeyPatch.context() as inner:
                 inner.setattr(
@@ -92,10 +92,10 @@ class Trace:
                     "interpolate",
                     lambda *a, **k: steps.append(interpolate(*a, **k)) or steps[-1],
                 )
-                probability = to_original(logit, size)
-            self.highres.append(steps[0][0, 0])
-            self.final.append(steps[-1][0, 0])
-            return probability
+                probabilities = to_original(logits, sizes)
+            self.highres += [step[0, 0] for step in steps[::2]]
+            self.final += [step[0, 0] for step in steps[1::2]]
+            return probabilities
 
         patch.setattr(model.mllm, "embed", watched_embed)
         patch.setattr(model, "_generate", watched_generate)

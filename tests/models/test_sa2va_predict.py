@@ -32,7 +32,7 @@ def speak(model: Sa2VAModel, says: list[int]) -> None:
         def force(_module: nn.Module, _inputs: object, logits: Tensor) -> Tensor:
             token = script[min(step[0], len(script) - 1)]
             step[0] += 1
-            return logits.index_fill(-1, torch.tensor([token]), 1e4)
+            return logits.index_fill(-1, torch.tensor([token], device=logits.device), 1e4)
 
         hook = model.mllm._core.get_output_embeddings().register_forward_hook(force)
         try:
@@ -231,8 +231,32 @@ def test_two_segs_in_one_answer_are_united(model) -> None:
     inputs = predict_inputs(model.processor, [picture(0)], [[PHRASE]])
     prediction = model(inputs=inputs, mode="predict")[0]
     assert len(maps) == 2 and not torch.equal(maps[0], maps[1])
-    single = [model._to_original(m, (64, 64)) for m in maps]
+    single = [model._to_original(m[None], [(64, 64)])[0] for m in maps]
     assert torch.equal(prediction.probabilities[0], torch.maximum(*single))
+
+
+def test_a_map_does_not_depend_on_the_others_of_its_batch(model) -> None:
+    logits = torch.randn(7, 16, 16, generator=torch.Generator().manual_seed(0))
+    sizes = [(20, 30), (20, 30), (9, 9), (20, 30), (70, 40), (70, 40), (70, 40)]
+    single = [model._to_original(m[None], [size])[0] for m, size in zip(logits, sizes, strict=True)]
+    together = model._to_original(logits, sizes)
+    assert [tuple(m.shape) for m in together] == sizes
+    assert all(torch.equal(a, b) for a, b in zip(together, single, strict=True))
+    assert model._to_original(logits[:0], []) == []
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_frozen_half_precision_encoder_computes_in_its_own_dtype(model, trains) -> None:
+    """On a card autocast would raise its norms to float32, only to round what follows."""
+    model.grounding.train_image_encoder = trains
+    seen = []
+    model.grounding.model.vision_encoder.bfloat16().register_forward_pre_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        features = model.grounding.encode(torch.zeros(1, 3, 64, 64))
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [trains] and features.stride16.isfinite().all()
 
 
 def test_seg_in_a_prompt_does_not_count(model) -> None:

@@ -179,3 +179,18 @@ def test_every_setting_is_documented():
     documented = inspect.getdoc(Sa2VAProcessor).splitlines()
     for name in inspect.signature(Sa2VAProcessor).parameters:
         assert any(line.startswith(f"    {name}: ") for line in documented), name
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_pixels_that_are_normalised_later_are_the_same(reference):
+    sizes = dict(tile_size=28, tokens_per_tile=4, max_tiles=6, image_size=64)
+    processor = Sa2VAProcessor(BYTE_LEVEL, reference_numerics=reference, **sizes)
+    image = frame(70, 50)
+    raw = processor.prediction_item(image, ["blood vessel"], normalised=False)
+    assert raw["pixel_values"].dtype == raw["grounding_pixels"].dtype == torch.uint8
+    later, now = processor.normalised(raw), processor.prediction_item(image, ["blood vessel"])
+    assert torch.equal(later["pixel_values"], processor.tiles(image))
+    assert torch.equal(later["grounding_pixels"], processor.grounding_pixels(image))
+    for key in ("pixel_values", "grounding_pixels"):
+        assert torch.equal(later[key], now[key]) and now[key].is_contiguous()
+        assert torch.equal(processor.normalised(now)[key], now[key])

@@ -1,4 +1,4 @@
-# The plain U-Net by MONAI (BasicUNet), instance norm, 7.9 million parameters from random weights.
+# The plain U-Net by MONAI (BasicUNet), instance norm, 7.8 million parameters from random weights.
 processor = dict(
     tokenizer=dict(type="byte_level"),  # phrases are checked with it; nothing is tokenised
     image_only=True,

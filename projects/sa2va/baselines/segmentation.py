@@ -149,7 +149,7 @@ class SegmentationBaseline(BaselineModel):
         channels = self._channels_of(inputs["phrases"], [])
         logits = self._logits(inputs["grounding_pixels"])
         return [
-            as_prediction([self._to_original(own[channel], size) for channel in wanted], size)
+            as_prediction(self._to_original(own[wanted], [size] * len(wanted)), size)
             for own, wanted, size in zip(logits, channels, inputs["sizes"], strict=True)
         ]
 

@@ -200,17 +200,11 @@ class VesselDataset(Dataset, ABC):
 
     def _test_item(self, index: int, image: np.ndarray, objects: list[Obj]) -> dict[str, Any]:
         phrases = [obj.phrase for obj in objects]
-        item = {
-            "grounding_pixels": self.processor.grounding_pixels(image),
-            "size": image.shape[:2],
+        return {
+            **self.processor.prediction_item(image, phrases),
             "truth": torch.from_numpy(self.masks(index)),
             "meta": self._meta(index, phrases, image),
         }
-        if self.processor.image_only:
-            return {**item, "phrases": phrases}
-        tiles = self.processor.tiles(image)
-        prompts = [self.processor.prompt_ids(phrase, len(tiles)) for phrase in phrases]
-        return {**item, "pixel_values": tiles, "prompts": prompts}
 
     def _train_item(self, index: int, image: np.ndarray, epoch: int) -> dict[str, Any]:
         record = self.records[index]

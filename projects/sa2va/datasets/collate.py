@@ -40,6 +40,19 @@ def sa2va_collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         raise ValueError("a batch needs at least one item")
     if len({"masks" in item for item in items}) != 1:
         raise ValueError("training and test items cannot share a batch")
+    inputs = collate_inputs(items)
+    meta = [item["meta"] for item in items]
+    if "masks" in items[0]:
+        return {"inputs": inputs, "masks": [item["masks"] for item in items], "meta": meta}
+    return {"inputs": inputs, "truth": [item["truth"] for item in items], "meta": meta}
+
+
+def collate_inputs(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The ``inputs`` of :func:`sa2va_collate`: all that a model may see of a batch.
+
+    Args:
+        items: B items, of a training set or what ``Sa2VAProcessor.prediction_item`` gave.
+    """
     inputs: dict[str, Any] = {
         "grounding_pixels": torch.stack([item["grounding_pixels"] for item in items])
     }
@@ -47,11 +60,9 @@ def sa2va_collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         inputs["phrases"] = [item["phrases"] for item in items]
     else:
         inputs |= _for_language_model(items)
-    meta = [item["meta"] for item in items]
-    if "masks" in items[0]:
-        return {"inputs": inputs, "masks": [item["masks"] for item in items], "meta": meta}
-    inputs["sizes"] = [item["size"] for item in items]
-    return {"inputs": inputs, "truth": [item["truth"] for item in items], "meta": meta}
+    if "size" in items[0]:
+        inputs["sizes"] = [item["size"] for item in items]
+    return inputs
 
 
 def _for_language_model(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def exif_orientation(path: str | Path) -> int:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
 
 
-def _one_frame(image: Image.Image, path: Path) -> None:
+def _one_frame(image: Image.Image, path: Path | str) -> None:
     # MPO is a JPEG with an embedded preview (fundus and phone cameras): its first frame is it.
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames != 1:
@@ -150,7 +150,7 @@ def _deep_channels(path: Path) -> np.ndarray:
     return np.concatenate([array[..., 2::-1], array[..., 3:]], axis=2)
 
 
-def _to_uint8(array: np.ndarray, intensity: str, path: Path) -> np.ndarray:
+def _to_uint8(array: np.ndarray, intensity: str, path: Path | str) -> np.ndarray:
     """Scales deep grey or colour values (one common range) to uint8 of the same shape."""
     values = array.astype(np.float64)
     low, high = float(values.min()), float(values.max())
@@ -197,13 +197,63 @@ def read_image(path: str | Path, intensity: str = "own_range") -> np.ndarray:
         image.load()
         if deep_colour:
             return _to_uint8(_deep_channels(path)[..., :3], intensity, path)
-        if image.mode == "F" or image.mode.startswith("I"):
-            grey = _to_uint8(np.asarray(image), intensity, path)
-            # Pillow inverts 8-bit "white is zero" TIFFs by itself, 16-bit ones it does not.
-            if getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0:
-                grey = 255 - grey
-            return np.repeat(grey[..., None], 3, axis=2)
-        return np.array(image.convert("RGB"))
+        return _from_pillow(image, intensity, path)
+
+
+def to_rgb(image: np.ndarray | Image.Image, intensity: str, name: str) -> np.ndarray:
+    """As :func:`read_image`, of an image in memory.
+
+    Args:
+        image: a Pillow image, or an array: grey [H, W] or [H, W, 1], RGB [H, W, 3] or RGBA
+            [H, W, 4], of uint8 (taken as it is), bool, or deeper numbers (brought to 8 bits).
+        intensity: how values deeper than 8 bits become 8 bits.
+        name: for messages.
+
+    Returns:
+        uint8 [H, W, 3], RGB, alpha dropped.
+
+    Raises:
+        DataError: no image, or values that cannot be brought to 8 bits.
+    """
+    check_intensity(intensity)
+    if isinstance(image, Image.Image):
+        _one_frame(image, name)
+        return _from_pillow(image, intensity, name)
+    array = np.asarray(image) if isinstance(image, np.ndarray) else None
+    shape = () if array is None else array.shape
+    channels = shape[2] if len(shape) == 3 else 1
+    if (
+        array is None
+        or not array.size
+        or len(shape) not in (2, 3)
+        or channels not in (1, 3, 4)
+        or array.dtype.kind not in "buif"
+    ):
+        what = f"a {type(image).__name__}"
+        if array is not None:
+            what = f"an array of {array.dtype} {list(shape)}"
+        raise DataError(
+            f"{name} is {what}",
+            "an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of numbers, or a Pillow image",
+            "give several images as a list of arrays, channels last",
+        )
+    array = array.reshape(*shape[:2], channels)[..., :3]
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    if array.dtype != np.uint8:
+        array = _to_uint8(array, intensity, name)
+    return np.ascontiguousarray(np.broadcast_to(array, (*shape[:2], 3)))
+
+
+def _from_pillow(image: Image.Image, intensity: str, path: Path | str) -> np.ndarray:
+    """uint8 RGB [H, W, 3] of a decoded image."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        grey = _to_uint8(np.asarray(image), intensity, path)
+        # Pillow inverts 8-bit "white is zero" TIFFs by itself, 16-bit ones it does not.
+        if getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0:
+            grey = 255 - grey
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
 
 
 def read_mask(path: str | Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def choose_threshold(
         sha256 = None if checkpoint is None else sha256_of(checkpoint)
         notes = chosen.check_weights(sha256, model_digest(cfg.model.to_dict()), str(checkpoint))
         for note in notes:
-            print_log(note, logger="current", level="WARNING")
+            print_log(note, logger="current", level=logging.WARNING)
         cfg.test_evaluator.threshold = chosen.threshold
         cfg.test_evaluator.postprocess = chosen.postprocess
         source = chosen.source()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size, is_main_process
@@ -20,7 +20,13 @@ from projects.sa2va.checkpoints import software
 from projects.sa2va.datasets.integrity import split_hash
 from projects.sa2va.evaluation import VesselMetric
 from projects.sa2va.files import write_atomic
-from projects.sa2va.models import is_sharded
+from projects.sa2va.models import SegmentationModel, is_sharded
+from projects.sa2va.placement import (
+    Placement,
+    choose_placement,
+    parse_precision,
+    prepare_for_prediction,
+)
 
 from .bare import bare_model
 from .evaluation_setup import describe_source
@@ -157,11 +163,16 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
         out_dir: folder of the results; default ``work_dir/<timestamp>``.
         merge_lora: put LoRA and token rows into the weights first: less memory and time, and
             sums that are rounded to the dtype of the weights.
+        placement: where the model runs: a kind of ``placement.KINDS``, or a dict of its
+            ``Placement``; None: one card, or the CPU where there is none.
+        precision: of each part (``placement.parse_precision``); None: as the config says.
         split_name: which frames are scored; what a threshold is tuned on is never called 'test'.
         test_split: hash of the config's test split where other frames are scored.
         threshold_source: where the evaluator's threshold comes from; tools/test.py sets these
             three (:mod:`.evaluation_setup`).
     """
+
+    CONFIG_SCHEMAS: ClassVar = {"placement": Placement, "precision": None}
 
     def __init__(
         self,
@@ -170,6 +181,8 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
         evaluator: Any,
         out_dir: str | None = None,
         merge_lora: bool = False,
+        placement: str | Mapping[str, Any] | None = None,
+        precision: str | Mapping[str, str] | None = None,
         split_name: str = "test",
         test_split: str | None = None,
         threshold_source: Mapping[str, Any] | None = None,
@@ -177,6 +190,9 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
         super().__init__(runner, dataloader, evaluator)
         self.out_dir = out_dir or runner.log_dir
         self.merge_lora = merge_lora
+        self.placement = Placement.from_config(placement)
+        self.precision = parse_precision(precision)
+        self._is_prepared = False
         self.split = {"split_name": split_name, "test_split": test_split}
         self.threshold_source = dict(threshold_source or {"kind": "config"})
 
@@ -184,11 +200,8 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
         """Predicts, scores and writes the test frames."""
         model = bare_model(self.runner.model)
         report = self.runner.load_report
-        if self.merge_lora:
-            model.merge_lora()
-            report.notes.append("LoRA and token rows merged into the weights before the test")
         if self.runner.optim_wrapper is None:  # nothing of this process goes on training
-            model.prepare_for_prediction()
+            self._prepare(model)
         for metric in self.evaluator.metrics:
             if isinstance(metric, VesselMetric):
                 metric.out_dir = self.out_dir
@@ -196,6 +209,8 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
                 metric.set_provenance(
                     {
                         "answer_mode": model.answer_mode,
+                        "placement": self.placement.as_dict(),
+                        "precision": self.precision.as_dict(),
                         "checkpoint": report.checkpoint(),
                         "weights": report.as_dict(),
                         "config": self.runner.cfg.filename,
@@ -219,3 +234,30 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
         self.runner.call_hook("after_test_epoch", metrics=metrics)
         self.runner.call_hook("after_test")
         return metrics
+
+    def _prepare(self, model: SegmentationModel) -> None:
+        """Puts the loaded model where it runs, once."""
+        if self._is_prepared:
+            return
+        if not self.placement.devices:  # tools/test.py has decided before it loaded anything
+            asked = self.placement
+            self.placement = choose_placement(
+                self.runner.cfg,
+                asked.kind,
+                gpus=asked.gpus,
+                memory_gib=asked.memory_gib,
+                precision=self.precision,
+            )
+        self.runner.logger.info(f"Placement: {self.placement.describe()}")
+        self.runner.logger.info(f"Precision: {self.precision.describe()}")
+        prepare_for_prediction(
+            model,
+            merge_lora=self.merge_lora,
+            precision=self.precision,
+            placement=self.placement,
+        )
+        self._is_prepared = True
+        if self.merge_lora or self.precision.merges_lora:
+            self.runner.load_report.notes.append(
+                "LoRA and token rows merged into the weights before the test"
+            )

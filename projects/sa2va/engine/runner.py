@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -27,7 +26,6 @@ from projects.sa2va.checkpoints import (
     write_atomically,
 )
 from projects.sa2va.models import parameter_table
-from projects.sa2va.models.prediction import move_frozen_first
 
 from .bare import bare_model
 from .memory import limit_memory
@@ -141,7 +139,7 @@ class CheckpointsOfOurs:
         return meta
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
-        # before_run is the first moment at which the model is wrapped, loaded and on its device.
+        # before_run is the first moment at which the model is wrapped.
         if fn_name == "before_run":
             model = bare_model(self.model)
             if self.load_report is None:
@@ -169,9 +167,9 @@ class Sa2VARunner(CheckpointsOfOurs, Runner):
 
         Gradients are views into the buckets that DDP reduces: mmengine's default holds them twice.
         A test needs neither buckets nor weights that are sent around: all processes read the same.
+        Its loop puts the model where it runs, once its checkpoint is loaded.
         """
         if self._train_loop is None:
-            move_frozen_first(model, get_device())
             return model
         if self.distributed and model_wrapper_cfg is None:
             model_wrapper_cfg = {

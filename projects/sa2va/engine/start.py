@@ -21,6 +21,7 @@ from projects.sa2va.errors import ConfigError, SetupError, listing, suggest
 from projects.sa2va.evaluation.metrics import choose_metrics
 from projects.sa2va.files import make_writable, write_atomic
 from projects.sa2va.models.segmentation import nothing_to_train
+from projects.sa2va.placement import Placement, choose_placement, parse_precision
 
 from .data_check import check_test_data, check_training_data
 from .evaluation_setup import choose_split, choose_threshold
@@ -102,7 +103,12 @@ def prepare_test(
     metrics: str | list[str] | None = None,
     split: str | None = None,
     threshold: str | None = None,
+    placement: str | None = None,
+    gpus: int | None = None,
+    memory_gib: float | None = None,
+    precision: str | None = None,
     cfg_options: dict[str, Any] | None = None,
+    distributed: bool = False,
 ) -> Config:
     """Returns the resolved config of a test run, everything checked.
 
@@ -115,7 +121,11 @@ def prepare_test(
         metrics: ``all``, ``fast`` or names, in place of the config's.
         split: ``test`` or ``val``; see :func:`.evaluation_setup.choose_split`.
         threshold: see :func:`.evaluation_setup.choose_threshold`.
+        placement, gpus, memory_gib: see :func:`projects.sa2va.placement.choose_placement`; None is
+            what ``test_cfg.placement`` says, and one card where it says nothing.
+        precision: see :func:`projects.sa2va.placement.parse_precision`.
         cfg_options: overrides.
+        distributed: whether a launcher starts several processes.
 
     Raises:
         UserError: whatever is wrong, before any long work.
@@ -149,7 +159,41 @@ def prepare_test(
     if _is_first_process():
         others = {"train": training, "test": held_out}
         cfg.test_cfg.test_split = check_test_data(cfg, others, meta, checkpoint, chosen)
+    _choose_place(cfg, placement, gpus, memory_gib, precision, distributed)
     return cfg
+
+
+def _choose_place(
+    cfg: Config,
+    kind: str | None,
+    gpus: int | None,
+    memory_gib: float | None,
+    precision: str | None,
+    distributed: bool,
+) -> None:
+    """Decides ``test_cfg.placement`` and ``test_cfg.precision``, and fits ``model`` to them."""
+    asked = Placement.from_config(cfg.test_cfg.get("placement"))
+    kind = kind or asked.kind
+    if distributed and kind == "single":
+        kind = "data-parallel"
+    if distributed and kind in ("auto", "sharded"):
+        raise ConfigError(
+            found=f"--placement {kind} in a process of a launcher",
+            expected="one process: it decides over all cards",
+            fix="start tools/test.py without a launcher, or leave --placement out",
+        )
+    chosen = parse_precision(cfg.test_cfg.get("precision") if precision is None else precision)
+    chosen.before_build(cfg)
+    if distributed:
+        gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    place = choose_placement(
+        cfg,
+        kind,
+        gpus=asked.gpus if gpus is None else gpus,
+        memory_gib=asked.memory_gib if memory_gib is None else memory_gib,
+        precision=chosen,
+    )
+    cfg.test_cfg.placement, cfg.test_cfg.precision = place.as_config(), chosen.as_dict()
 
 
 def _check_trains(cfg: Config, config: str) -> None:

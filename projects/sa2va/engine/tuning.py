@@ -28,12 +28,13 @@ from projects.sa2va.evaluation.chosen_threshold import (
     threshold_file_of,
     write_threshold,
 )
-from projects.sa2va.evaluation.diagrams import draw_curve
+from projects.sa2va.evaluation.diagrams import curve_diagram
 from projects.sa2va.evaluation.run_folder import StoredRun, read_report
 from projects.sa2va.evaluation.scoring import ScoringPool
 from projects.sa2va.evaluation.threshold_choice import Curve, Target, curve
 from projects.sa2va.evaluation.threshold_sweep import Candidate, SweepJob, SweepWork, grid
 from projects.sa2va.evaluation.writer import strict
+from projects.sa2va.figures import png_figure
 from projects.sa2va.files import write_atomic
 
 POSTPROCESS = ("none", "components", "hysteresis")
@@ -310,6 +311,7 @@ def _write_curve(folder: Path, found: Curve, target: Target, report: Mapping[str
         }
     )
     pretty = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    for name, data in zip(CURVE_FILES, (text.getvalue(), pretty), strict=False):
-        write_atomic(folder / name, lambda file, data=data: file.write(data.encode()))
-    draw_curve(found, target, folder / CURVE_FILES[2])
+    drawn = png_figure(*curve_diagram(content))
+    files = (text.getvalue().encode(), pretty.encode(), drawn)
+    for name, data in zip(CURVE_FILES, files, strict=True):
+        write_atomic(folder / name, lambda file, data=data: file.write(data))

@@ -42,12 +42,18 @@ def calibration_parts(negatives: np.ndarray, positives: np.ndarray) -> np.ndarra
     """
     found = np.zeros((len(EDGES) + 1, 4))
     for target, values in ((0.0, negatives), (1.0, positives)):
-        at = np.concatenate([[0], np.searchsorted(values, EDGES, "left"), [len(values)]])
-        exact = values.astype(np.float64)
-        columns = (exact, (exact - target) ** 2)
-        sums = [np.diff(np.concatenate([[0.0], np.cumsum(column)])[at]) for column in columns]
-        count = np.diff(at)
-        found += np.stack([count, count * target, *sums], axis=1)
+        if not len(values):
+            continue
+        ends = np.append(np.searchsorted(values, EDGES, "left"), len(values))
+        count = np.diff(ends, prepend=0)
+        filled = np.flatnonzero(count)
+        # Sums of slices, which reduceat takes from one start to the next: no bin may be empty.
+        starts = (ends - count)[filled]
+        column = values.astype(np.float64)
+        found[filled, 2] += np.add.reduceat(column, starts)
+        column -= target  # in place, as memory that is new costs more than the arithmetic
+        found[filled, 3] += np.add.reduceat(np.square(column, out=column), starts)
+        found[:, :2] += np.stack([count, count * target], axis=1)
     return found
 
 

@@ -1,99 +1,109 @@
-"""Diagrams of a run: the curve over thresholds with its band, and the reliability diagram."""
+"""Diagrams of a run: the curve over thresholds with its band, and the reliability diagram.
+
+Each is drawn once: :func:`~projects.sa2va.figures.png_figure` makes the file that lies in the
+run's folder of it, :func:`~projects.sa2va.figures.svg_figure` the one inside the page.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..files import write_atomic
-from .threshold_choice import Curve, Target
+from ..figures import COLOURS
+from .threshold_choice import Target
+from .threshold_sweep import Candidate
 
-_LINE, _SECOND, _GREY = "#1f77b4", "#e07b00", "#888888"
+_GREY = COLOURS[5]
+_BINS = (
+    ("equal_width", "o", "bins of equal width"),
+    ("equal_mass", "x", "bins of equal mass"),
+)
+
+Diagram = tuple[Callable[[Figure], None], tuple[float, float]]
+"""What draws into an empty figure, and the figure's width and height in inches."""
 
 
-def draw_curve(found: Curve, target: Target, path: Path) -> None:
-    """Draws the target over the thresholds, the choice and the plateau.
+def curve_diagram(content: Mapping[str, Any]) -> Diagram:
+    """The target over the thresholds, the choice and the plateau.
 
     Shown are the candidates with the chosen post-processing, and those with none where they differ.
-    """
-    choice = found.choice
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    chosen = [
-        k
-        for k, c in enumerate(found.candidates)
-        if (c.min_area == choice.min_area and c.low == choice.low)
-    ]
-    plain = [k for k, c in enumerate(found.candidates) if not c.postprocess.changes]
-    lines = [(chosen, _LINE, choice.postprocess.describe() or "threshold alone")]
-    if choice.postprocess.changes and plain:
-        lines.append((plain, _SECOND, "threshold alone"))
-    for members, colour, label in lines:
-        members.sort(key=lambda k: found.candidates[k].threshold)
-        cuts = [found.candidates[k].threshold for k in members]
-        axes.plot(cuts, found.values[members], color=colour, label=label, marker=".", markersize=3)
-        axes.fill_between(
-            cuts, found.low[members], found.high[members], color=colour, alpha=0.2, linewidth=0
-        )
-    if found.plateau is not None and found.plateau[0] < found.plateau[1]:
-        axes.axvspan(*found.plateau, color=_GREY, alpha=0.15, label="not told apart (plateau)")
-    value = found.values[found.best]
-    axes.plot(
-        [choice.threshold], [value], "o", color="black", label=f"chosen: {choice.threshold:g}"
-    )
-    axes.set(xlabel="threshold", ylabel=target.describe(), xlim=(0, 1))
-    about = found.bootstrap
-    axes.set_title(
-        f"{target.describe()} {value:.4f} at {choice.threshold:g} "
-        f"(band: {about['level']:.0%}, {about['clusters']} {about['unit']}s)",
-        fontsize=10,
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    write_atomic(path, lambda file: figure.savefig(file, format="png"))
-
-
-def draw_reliability(found: Mapping[str, Any], path: Path) -> None:
-    """Draws observed frequency over mean probability, and how many pixels each bin holds.
 
     Args:
-        found: of :func:`.reliability.reliability`.
-        path: the PNG.
+        content: of threshold_curve.json.
+
+    Raises:
+        KeyError, TypeError, ValueError, ConfigError: it is not such a content.
     """
-    figure = Figure(figsize=(6, 6.5), dpi=120, layout="constrained")
-    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
-    top.plot([0, 1], [0, 1], "--", color=_GREY, label="calibrated")
-    kinds = (
-        ("equal_width", _LINE, "o", "bins of one width"),
-        ("equal_mass", _SECOND, "x", "bins of one mass"),
+    target, choice = Target(**content["target"]).describe(), Candidate(**content["choice"])
+    value, plateau = float(content["value"]), content["plateau"]
+    about = content["bootstrap"]
+    band = f"band: {about['level']:.0%}, {about['clusters']} {about['unit']}s"
+    title = f"{target} {value:.4f} at {choice.threshold:g} ({band})"
+    settings = [(line["low"], line["min_area"]) for line in content["curve"]]
+    numbers = np.array(
+        [
+            [line[key] for key in ("threshold", "value", "band_low", "band_high")]
+            for line in content["curve"]
+        ],
+        dtype=float,  # null, where a value or the band is undefined, is nan
     )
-    for key, colour, marker, label in kinds:
-        bins = [row for row in found[key] if row["pixels"]]
-        across = [row["mean_probability"] for row in bins]
-        top.plot(
-            across,
-            [row["observed_frequency"] for row in bins],
-            marker=marker,
-            color=colour,
-            linewidth=1,
-            label=label,
-        )
-    wide = found["equal_width"]
-    edges = np.array([row["low"] for row in wide])
-    widths = [row["high"] - row["low"] for row in wide]
-    bottom.bar(edges, [row["pixels"] for row in wide], widths, align="edge", color=_LINE, alpha=0.7)
-    bottom.set(yscale="log", xlabel="probability", ylabel="pixels", xlim=(0, 1))
-    top.set(ylabel="share that is vessel", ylim=(0, 1))
+    chosen = choice.postprocess
+    groups = [((choice.low, choice.min_area), chosen.describe() or "threshold alone")]
+    if chosen.changes and (None, 0) in settings:
+        groups.append(((None, 0), "threshold alone"))
+    lines = [(numbers[[s == own for s in settings]], label) for own, label in groups]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for (members, label), colour in zip(lines, COLOURS, strict=False):
+            cuts, values, low, high = members[np.argsort(members[:, 0])].T
+            axes.plot(cuts, values, color=colour, label=label, marker=".", markersize=3)
+            axes.fill_between(cuts, low, high, color=colour, alpha=0.2, linewidth=0)
+        if plateau is not None and plateau[0] < plateau[1]:
+            label = "not told apart (plateau)"
+            axes.axvspan(*plateau, color=_GREY, alpha=0.15, linewidth=0, label=label)
+        # The colour of text is dark on white, and the reader's own inside a page.
+        ink, label = mpl.rcParams["text.color"], f"chosen: {choice.threshold:g}"
+        axes.plot([choice.threshold], [value], "o", color=ink, label=label)
+        axes.set(xlabel="threshold", ylabel=target, xlim=(0, 1))
+        axes.set_title(title, fontsize=9)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+
+    return draw, (7.0, 3.8)
+
+
+def reliability_diagram(found: Mapping[str, Any]) -> Diagram:
+    """Observed frequency over mean probability, and how many pixels each bin holds.
+
+    Args:
+        found: of :func:`.reliability.reliability`, or ``calibration`` of metrics.json.
+    """
     bounds = found["ece_interval"]
     around = "" if bounds is None else f" [{bounds[0]:.4f}, {bounds[1]:.4f}]"
-    top.set_title(
-        f"ECE {found['ece']:.4f}{around}, MCE {found['mce']:.3f}, Brier {found['brier']:.4f}",
-        fontsize=10,
-    )
-    top.grid(alpha=0.3)
-    top.legend(fontsize=8)
-    write_atomic(path, lambda file: figure.savefig(file, format="png"))
+    errors = f"ECE {found['ece']:.4f}{around}, MCE {found['mce']:.3f}, Brier {found['brier']:.4f}"
+    wide = found["equal_width"]
+
+    def draw(figure: Figure) -> None:
+        diagram, counts = figure.subplots(1, 2)
+        diagram.plot([0, 1], [0, 1], "--", color=_GREY, linewidth=1, label="calibrated")
+        for (key, marker, label), colour in zip(_BINS, COLOURS, strict=False):
+            bins = [item for item in found[key] if item["pixels"]]
+            points = [(item["mean_probability"], item["observed_frequency"]) for item in bins]
+            style = {"marker": marker, "markersize": 4, "linewidth": 1}
+            diagram.plot(*zip(*points, strict=True), color=colour, label=label, **style)
+        diagram.set(xlabel="mean probability", ylabel="share that is vessel")
+        diagram.set(xlim=(0, 1), ylim=(0, 1))
+        diagram.grid(alpha=0.3)
+        diagram.legend(loc="upper left", fontsize=8)
+        low, width = [b["low"] for b in wide], [b["high"] - b["low"] for b in wide]
+        counts.bar(low, [b["pixels"] for b in wide], width, align="edge", color=COLOURS[0])
+        counts.set(xlabel="probability", ylabel="pixels", xlim=(0, 1), yscale="log")
+        counts.set_ylim(bottom=0.5)  # a bar of one pixel is to be seen
+        figure.suptitle(errors, fontsize=9)
+
+    return draw, (8.0, 3.6)

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import DataError, listing
 from .run_folder import read_report
 
-CURVE = "threshold_curve.csv"
+CURVE = "threshold_curve.json"
 _PICTURE = re.compile(r"(best|worst|random)_(\d+)_dice(undefined|\d\.\d{3})_(.+)\.png")
 _WANTED = (
     *("mean", "patient_mean", "pooled", "undefined", "counts", "per_patient", "warnings"),
@@ -80,7 +80,7 @@ class RunFiles:
     Args:
         folder: of tools/test.py or tools/score.py.
         pictures: folder of the six-panel pictures; ``pictures`` in it by default.
-        curve: threshold_curve.csv of tools/tune_threshold.py; the one in it by default.
+        curve: threshold_curve.json of tools/tune_threshold.py; the one in it by default.
 
     Raises:
         DataError: metrics.json is missing, damaged or of another version.

@@ -40,7 +40,7 @@ def write_html_report(
         folder: of tools/test.py or tools/score.py.
         out: the file; ``report.html`` in the folder by default.
         pictures: folder of the six-panel pictures; ``pictures`` in ``folder`` by default.
-        curve: threshold_curve.csv; the one in ``folder`` by default.
+        curve: threshold_curve.json; the one in ``folder`` by default.
 
     Returns:
         Where it was written.

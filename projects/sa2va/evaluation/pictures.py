@@ -135,7 +135,10 @@ def difference(prediction: np.ndarray, truth: np.ndarray, grey: np.ndarray) -> n
     return out
 
 
-def _overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+def overlay(
+    image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = PREDICTION_COLOUR
+) -> np.ndarray:
+    """A mask, bool [H, W], in colour over an image; both uint8 [H, W, 3]."""
     out = image.astype(np.float32)
     out[mask] = 0.35 * out[mask] + 0.65 * np.array(colour, dtype=np.float32)
     return np.rint(out).astype(np.uint8)
@@ -157,8 +160,8 @@ def _panels(item: Chosen) -> dict[str, Image.Image]:
         **{
             name: np.repeat(mask[..., None], 3, -1) * np.uint8(255) for name, mask in binary.items()
         },
-        "truth overlaid": _overlay(image, truth, TRUTH_COLOUR),
-        "prediction overlaid": _overlay(image, prediction, PREDICTION_COLOUR),
+        "truth overlaid": overlay(image, truth, TRUTH_COLOUR),
+        "prediction overlaid": overlay(image, prediction, PREDICTION_COLOUR),
         "difference": difference(prediction, truth, image),
     }
     return {name: _fit(panel) for name, panel in panels.items()}

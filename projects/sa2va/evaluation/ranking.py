@@ -28,7 +28,10 @@ BINS = 256
 
 def split(probability: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sorts a map's probabilities, float [H, W] in [0, 1], into those off and on the bool truth."""
-    return np.sort(probability[~truth]), np.sort(probability[truth])
+    negatives, positives = probability[~truth], probability[truth]
+    negatives.sort()
+    positives.sort()
+    return negatives, positives
 
 
 def average_precision(negatives: np.ndarray, positives: np.ndarray) -> float:

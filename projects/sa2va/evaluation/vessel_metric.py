@@ -19,6 +19,7 @@ from mmengine.registry import METRICS
 from torch import Tensor
 
 from ..errors import ConfigError, listing, suggest
+from ..files import write_atomic
 from .guards import EXACT_COPY_LIMIT, check_complete, check_frame, raise_for_copies
 from .metrics import DEFAULT_TOLERANCE, Scorer, choose_metrics
 from .pictures import PictureChoice, draw_all
@@ -296,9 +297,11 @@ class VesselMetric(BaseMetric):
         content = report.content(self._provenance, warnings)
         writer.write_json("metrics.json", content)
         if report.calibration is not None and self.pictures.total:
-            from .diagrams import draw_reliability  # matplotlib: a second of every start
+            from ..figures import png_figure  # matplotlib: a second of every start
+            from .diagrams import reliability_diagram
 
-            draw_reliability(report.calibration, writer.out_dir / "calibration.png")
+            drawn = png_figure(*reliability_diagram(report.calibration))
+            write_atomic(writer.out_dir / "calibration.png", lambda file: file.write(drawn))
         writer.write_table(content["per_frame"], self.names)
         if writer.save_masks:
             writer.write_masks(report.frames)

@@ -110,6 +110,34 @@ def frame_records(frames: Iterable[FrameResult]) -> list[dict[str, Any]]:
     ]
 
 
+def write_probability(path: Path, probability: np.ndarray, kind: str) -> Path:
+    """Writes a map, float32 [H, W] in [0, 1]; returns the file.
+
+    Args:
+        path: without ending.
+        probability: the map.
+        kind: 'png' (round(255 p), 8 bit) or 'npz' (float16, key ``probability``).
+    """
+    path = path.with_name(f"{path.name}.{kind}")
+    if kind == "png":
+        _write_png(path, np.rint(probability * 255).astype(np.uint8))
+    else:
+        half = probability.astype(np.float16)
+        write_atomic(path, lambda file: np.savez_compressed(file, probability=half))
+    return path
+
+
+def write_mask(path: Path, mask: np.ndarray) -> Path:
+    """Writes a bool mask [H, W] as PNG of 0 and 255; ``path`` without ending. Returns the file."""
+    path = path.with_name(f"{path.name}.png")
+    _write_png(path, mask.astype(np.uint8) * 255)
+    return path
+
+
+def _write_png(path: Path, levels: np.ndarray) -> None:
+    write_atomic(path, lambda file: Image.fromarray(levels).save(file, format="PNG"))
+
+
 class ResultsWriter:
     """Writes the folder of results that the module's docstring lists.
 
@@ -144,22 +172,12 @@ class ResultsWriter:
             probability: float32 [H, W] in [0, 1].
             mask: bool [H, W].
         """
-        folder = self.out_dir / "probabilities"
-        if self.save_probabilities == "png":
-            levels = np.rint(probability * 255).astype(np.uint8)
-            self._write_png(folder / f"{stem}.png", levels)
-        elif self.save_probabilities == "npz":
-            half = probability.astype(np.float16)
-            write_atomic(
-                folder / f"{stem}.npz", lambda file: np.savez_compressed(file, probability=half)
+        if self.save_probabilities != "none":
+            write_probability(
+                self.out_dir / "probabilities" / stem, probability, self.save_probabilities
             )
         if self.save_masks:
-            levels = mask.astype(np.uint8) * 255
-            self._write_png(self.out_dir / "masks" / f"{stem}.png", levels)
-
-    @staticmethod
-    def _write_png(path: Path, levels: np.ndarray) -> None:
-        write_atomic(path, lambda file: Image.fromarray(levels).save(file, format="PNG"))
+            write_mask(self.out_dir / "masks" / stem, mask)
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes strict JSON (:func:`strict`)."""

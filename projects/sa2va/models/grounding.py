@@ -8,6 +8,7 @@ bytedance/Sa2VA, ``projects/sa2va/hf/models/sam2.py`` (``_forward_sam_heads``).
 from __future__ import annotations
 
 import abc
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -23,6 +24,7 @@ from projects.sa2va.weights.published_configs import sam2_config
 from projects.sa2va.weights.report import PartRow
 
 from .building import PartKind, build_weights, first_parameter, resolve_dtype
+from .prediction_parts import PredictionPart
 
 
 @dataclass
@@ -35,7 +37,9 @@ class ImageFeatures:
 
     def select(self, index: Tensor) -> ImageFeatures:
         """The maps of the images ``index`` (int64 [N]), one for each of N prompts."""
-        return ImageFeatures(*(f[index] for f in (self.stride4, self.stride8, self.stride16)))
+        return ImageFeatures(
+            *(f[index.to(f.device)] for f in (self.stride4, self.stride8, self.stride16))
+        )
 
 
 class GroundingAdapter(nn.Module, abc.ABC):
@@ -55,6 +59,10 @@ class GroundingAdapter(nn.Module, abc.ABC):
     @abc.abstractmethod
     def prompt_size(self) -> int:
         """Width C of a prompt embedding."""
+
+    @abc.abstractmethod
+    def prediction_part(self) -> PredictionPart:
+        """All of it, and the layers of its image encoder."""
 
     @abc.abstractmethod
     def encode(self, images: Tensor) -> ImageFeatures:
@@ -120,6 +128,7 @@ class Sam2Adapter(GroundingAdapter):
         if pretrained is None:
             _draw_random_prompts(self.model, seed)
         self.train_image_encoder = train_image_encoder
+        self.train_mask_decoder = train_mask_decoder
         self.model.requires_grad_(False)
         if train_mask_decoder:
             decoder = self.model.mask_decoder.float().requires_grad_(True)
@@ -164,10 +173,26 @@ class Sam2Adapter(GroundingAdapter):
     def prompt_size(self) -> int:
         return self.model.config.prompt_encoder_config.hidden_size
 
+    def prediction_part(self) -> PredictionPart:
+        return PredictionPart(
+            modules=(self.model,),
+            layers=tuple(self.model.vision_encoder.backbone.blocks),
+            trained=(self.model.mask_decoder,) if self.train_mask_decoder else (),
+        )
+
     def encode(self, images: Tensor) -> ImageFeatures:
         model = self.model
-        images = images.to(first_parameter(model.vision_encoder).dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_image_encoder):
+        weight = first_parameter(model.vision_encoder)
+        images = images.to(weight.device, weight.dtype)
+        # Frozen in half precision it computes in that: autocast would raise each norm to float32,
+        # and round the result before the next layer (a sixth of the time, for the same digits).
+        own_dtype = weight.dtype != torch.float32 and not self.train_image_encoder
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and self.train_image_encoder),
+            torch.autocast(images.device.type, enabled=False)
+            if own_dtype
+            else contextlib.nullcontext(),
+        ):
             stride4, stride8, stride16 = model.vision_encoder(images).fpn_hidden_states[:3]
         decoder = model.mask_decoder
         dtype = decoder.conv_s0.weight.dtype
@@ -179,7 +204,7 @@ class Sam2Adapter(GroundingAdapter):
 
     def decode(self, features: ImageFeatures, prompts: Tensor) -> tuple[Tensor, Tensor]:
         model = self.model
-        n, device = len(prompts), prompts.device
+        n, device = len(prompts), features.stride16.device
         # One empty point; the encoder pads a second: two not-a-point embeddings.
         sparse, dense = model.prompt_encoder(
             input_points=torch.zeros(n, 1, 1, 2, device=device),
@@ -188,7 +213,7 @@ class Sam2Adapter(GroundingAdapter):
             input_masks=None,
         )
         dtype = first_parameter(model.mask_decoder).dtype
-        sparse = torch.cat([sparse.to(dtype), prompts.to(dtype)[:, None, None, :]], dim=2)
+        sparse = torch.cat([sparse.to(dtype), prompts.to(device, dtype)[:, None, None, :]], dim=2)
         # DeepSpeed leaves this buffer fp32 beside bf16 weights.
         position = model.get_image_wide_positional_embeddings().to(dtype)
         masks, iou, _, _ = model.mask_decoder(

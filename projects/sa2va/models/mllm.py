@@ -23,6 +23,7 @@ from projects.sa2va.weights.report import PartRow
 from .attention import choose_attention
 from .building import PartKind, build_weights, first_parameter, resolve_dtype
 from .checkpointing import Where, check_where, checkpoint_layers
+from .prediction_parts import PredictionPart
 from .quantization import check_method, quantize_linears
 
 _LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -47,6 +48,10 @@ class MLLMAdapter(nn.Module, abc.ABC):
 
     def merge_lora(self) -> None:
         """Puts adapters into the weights they stand on, where a family has any."""
+
+    @abc.abstractmethod
+    def prediction_parts(self) -> dict[str, PredictionPart]:
+        """``llm`` and ``vit``: what is below the language model and the vision encoder."""
 
     @abc.abstractmethod
     def visual_tokens(self, pixel_values: Tensor) -> Tensor:
@@ -209,6 +214,22 @@ class InternVLAdapter(MLLMAdapter):
         self.model = self.model.merge_and_unload()
         self.model.requires_grad_(False)
 
+    def prediction_parts(self) -> dict[str, PredictionPart]:
+        core = self._core
+        model, tower = core.model, core.model.vision_tower
+        projector = model.multi_modal_projector
+        return {
+            "llm": PredictionPart(
+                modules=(model.language_model, core.lm_head),
+                layers=tuple(model.language_model.layers),
+            ),
+            "vit": PredictionPart(
+                modules=(tower, projector),
+                layers=tuple(tower.encoder.layer),
+                trained=(projector,) if self.train_projector else (),
+            ),
+        }
+
     @property
     def _core(self) -> nn.Module:
         """The InternVLForConditionalGeneration inside peft's wrapper."""
@@ -245,16 +266,18 @@ class InternVLAdapter(MLLMAdapter):
 
     def embed(self, input_ids: Tensor, visual_tokens: Tensor) -> Tensor:
         embeddings = self._core.get_input_embeddings()(input_ids)
-        image = input_ids == self.image_token_id
+        image = (input_ids == self.image_token_id).to(embeddings.device)
         wanted, given = int(image.sum()), visual_tokens.shape[:2].numel()
         if wanted != given:
             raise ValueError(f"{wanted} image tokens in the prompts, {given} from the tiles")
-        visual = visual_tokens.flatten(0, 1).to(embeddings.dtype)
+        visual = visual_tokens.flatten(0, 1).to(embeddings.device, embeddings.dtype)
         return embeddings.masked_scatter(image.unsqueeze(-1), visual)
 
     def hidden_states(self, embeddings: Tensor, attention_mask: Tensor) -> Tensor:
         return self._core.model.language_model(
-            inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask.to(embeddings.device),
+            use_cache=False,
         ).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -264,7 +287,7 @@ class InternVLAdapter(MLLMAdapter):
     def generate(self, embeddings: Tensor, attention_mask: Tensor, max_new_tokens: int) -> Tensor:
         return self._core.generate(
             inputs_embeds=embeddings,
-            attention_mask=attention_mask,
+            attention_mask=attention_mask.to(embeddings.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             # No answer holds an image; the token would ask for visual features that do not exist.

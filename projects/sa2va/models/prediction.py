@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def move_frozen_first(module: nn.Module, device: torch.device | str) -> None:
@@ -20,9 +21,23 @@ def move_frozen_first(module: nn.Module, device: torch.device | str) -> None:
     weights it would leave holes that the card cannot use otherwise (0.4 GiB at 8B).
     """
     for parameter in module.parameters():
-        if not parameter.requires_grad:
+        # The data of an int8 weight is two tensors, which only the module's own `to` moves.
+        if not parameter.requires_grad and not is_traceable_wrapper_subclass(parameter):
             parameter.data = parameter.data.to(device)
     module.to(device)
+
+
+def channels_last(module: nn.Module) -> int:
+    """Lays convolutions below ``module`` out as a card's kernels want them; returns their number.
+
+    Without it the maps between them are turned around again and again. Same values, other kernels:
+    the last digits of a result may change.
+    """
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    for convolution in convolutions:
+        weight = convolution.weight
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return len(convolutions)
 
 
 def trained_linears(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -8,6 +8,8 @@ a resolution that keeps vessels, and prediction never sees a mask.
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -27,6 +29,7 @@ from .mllm import MLLMAdapter
 from .outputs import Prediction
 from .parameters import fingerprint, frozen_tensors
 from .prediction import round_trained_linears, trained_linears
+from .prediction_parts import PredictionPart, check_finite
 from .pretrained import Sa2VAWeights
 from .segmentation import SegmentationModel
 
@@ -206,9 +209,12 @@ class Sa2VAModel(SegmentationModel):
         owner = [image for image, group in enumerate(prompts) for _ in group]
         if not owner:
             return self._collect(prompts, [], [], inputs["sizes"])
-        tokens = self.mllm.visual_tokens(inputs["pixel_values"])
+        with self.computing("vit", device):
+            tokens = self.mllm.visual_tokens(inputs["pixel_values"])
+        self._check_range("vit", tokens)
         by_image = tokens.split(list(inputs["tiles_per_image"]))
-        features = self.grounding.encode(inputs["grounding_pixels"])
+        with self.computing("sam2", device):
+            features = self.grounding.encode(inputs["grounding_pixels"])
         flat = [prompt.to(device) for group in prompts for prompt in group]
         answers: list[Tensor] = []
         maps: list[Tensor | None] = []
@@ -241,41 +247,65 @@ class Sa2VAModel(SegmentationModel):
             sizes: N times (H, W).
         """
         device = visual.device
+        with self.computing("llm", device):
+            answers, rows, embeddings = self._prompt_embeddings(prompts, visual)
+        nothing = len(rows) == 0
+        if nothing:
+            # Decoded all the same, and dropped: under ZeRO-3 others wait for these weights.
+            rows = rows.new_zeros(1)
+        maps: list[Tensor | None] = [None] * len(prompts)
+        with self.computing("sam2", device):
+            logits, _ = self.grounding.decode(features.select(rows), embeddings)
+            self._check_range("sam2", logits)
+            if nothing:
+                return answers, maps
+            found = rows.tolist()
+            probabilities = self._to_original(logits, [sizes[row] for row in found])
+            for row, probability in zip(found, probabilities, strict=True):
+                earlier = maps[row]
+                # An answer with several [SEG] means all of them.
+                maps[row] = probability if earlier is None else earlier.maximum(probability)
+        return answers, maps
+
+    def _prompt_embeddings(
+        self, prompts: list[Tensor], visual: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """What the language model says to N prompts, and what it tells the mask model.
+
+        Returns:
+            Answers; the prompt of each of K [SEG] in them, int64 [K]; their embeddings [K, C], or
+            one that means nothing where K is 0.
+        """
         if self.answer_mode == "forced":
-            answers = [self.processor.answer_ids().to(device)] * len(prompts)
+            answers = [self.processor.answer_ids().to(prompts[0].device)] * len(prompts)
         else:
             answers = self._generate(prompts, visual)
         full = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
         ids, attention = _pad(full, self.processor.pad_token_id, side="right")
         hidden = self.mllm.hidden_states(self.mllm.embed(ids, visual), attention)
+        self._check_range("llm", hidden, attention.bool())
         # Only the answer counts: a user's phrase may hold the text "[SEG]".
         is_seg = (ids == self.processor.seg_token_id) & attention.bool()
         for row, prompt in enumerate(prompts):
             is_seg[row, : len(prompt)] = False
         rows = is_seg.nonzero()[:, 0]
-        nothing = len(rows) == 0
-        if nothing:
-            # Decoded all the same, and dropped: under ZeRO-3 others wait for these weights.
+        if len(rows) == 0:
             is_seg[0, 0] = True
-            rows = rows.new_zeros(1)
-        embeddings = self.seg_projector(self._projectable(hidden[is_seg]))
-        logits, _ = self.grounding.decode(features.select(rows), embeddings)
-        maps: list[Tensor | None] = [None] * len(prompts)
-        if nothing:
-            return answers, maps
-        for row, logit in zip(rows.tolist(), logits, strict=True):
-            probability = self._to_original(logit, sizes[row])
-            earlier = maps[row]
-            # An answer with several [SEG] means all of them.
-            maps[row] = probability if earlier is None else earlier.maximum(probability)
-        return answers, maps
+        embeddings = self.seg_projector(self._projectable(hidden[is_seg.to(hidden.device)]))
+        self._check_range("llm", embeddings)
+        return answers, rows, embeddings
+
+    def _check_range(self, part: str, values: Tensor, where: Tensor | None = None) -> None:
+        """Raises ConfigError where float16 could not hold ``values`` (at ``where``, bool)."""
+        if self.compute_dtype(part) is torch.float16:
+            check_finite(part, values if where is None else values[where.to(values.device)])
 
     def _generate(self, prompts: list[Tensor], visual: Tensor) -> list[Tensor]:
         """Greedy answers, each cut after its end-of-turn token."""
         ids, attention = _pad(prompts, self.processor.pad_token_id, side="left")
         new = self.mllm.generate(self.mllm.embed(ids, visual), attention, self.max_new_tokens)
         answers = []
-        for row in new:
+        for row in new.to(ids.device):
             end = (row == self.processor.eos_token_id).nonzero()
             answers.append(row[: int(end[0]) + 1] if len(end) else row)
         return answers
@@ -304,15 +334,19 @@ class Sa2VAModel(SegmentationModel):
 
     def prepare_for_prediction(self) -> None:
         """Frees what only training needs, for good; predictions stay the same, bit for bit."""
-        parts = (self.mllm, self.seg_projector)
-        freed = sum(round_trained_linears(part, self.autocast_dtype) for part in parts)
-        if freed:
-            torch.cuda.empty_cache()
-            print_log(
-                f"Trained linear layers in {self.autocast_dtype} as autocast rounds them: "
-                f"{freed / 2**20:,.1f} MiB less",
-                logger="current",
-            )
+        freed: Counter[torch.dtype | None] = Counter()
+        for name in ("llm", "vit"):
+            dtype = self.compute_dtype(name)
+            for module in self.prediction_parts()[name].modules:
+                freed[dtype] += round_trained_linears(module, dtype)
+        for dtype, size in freed.items():
+            if size:
+                torch.cuda.empty_cache()
+                print_log(
+                    f"Trained linear layers in {dtype} as autocast rounds them: "
+                    f"{size / 2**20:,.1f} MiB less",
+                    logger="current",
+                )
 
     def rounded_for_prediction(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.autocast_dtype is None:
@@ -320,6 +354,11 @@ class Sa2VAModel(SegmentationModel):
         parts = {"mllm": self.mllm, "seg_projector": self.seg_projector}
         names = {f"{part}.{name}" for part, m in parts.items() for name, _ in trained_linears(m)}
         return {k: v.to(self.autocast_dtype) if k in names else v for k, v in state.items()}
+
+    def prediction_parts(self) -> dict[str, PredictionPart]:
+        parts = self.mllm.prediction_parts()
+        llm = replace(parts["llm"], modules=(*parts["llm"].modules, self.seg_projector))
+        return {**parts, "llm": llm, "sam2": self.grounding.prediction_part()}
 
     def load_report(self) -> LoadReport:
         return LoadReport([*self.mllm.rows, *self.grounding.rows, *self.projector_rows])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,7 +20,10 @@ from projects.sa2va.weights.report import LoadReport
 
 from .building import resolve_dtype
 from .outputs import Prediction
+from .prediction_parts import PredictionPart, exact_float32
 from .trained import load_trained_state_dict, trained_parameters
+
+_MOST_PIXELS = 2**25  # of maps that wait on a card to be brought to the host
 
 
 class SegmentationModel(BaseModel, abc.ABC):
@@ -36,6 +42,8 @@ class SegmentationModel(BaseModel, abc.ABC):
         mark: told where the parts of a step begin; engine/memory.py listens.
         changed_frozen: names of frozen weights that a checkpoint replaced (checkpoints/store.py).
         base_fingerprint: identity of the frozen weights by part (``parameters.fingerprint``).
+        part_dtypes: dtype of the arithmetic of prediction by part, of those that have another
+            than ``autocast`` says (placement/precision.py).
     """
 
     CONFIG_SCHEMAS: ClassVar[dict[str, Any]] = {"processor": Sa2VAProcessor}
@@ -52,6 +60,7 @@ class SegmentationModel(BaseModel, abc.ABC):
         self.mark: Callable[[str], None] = _no_mark
         self.changed_frozen: list[str] = []
         self.base_fingerprint: dict[str, str] = {}
+        self.part_dtypes: dict[str, torch.dtype] = {}
 
     def init_weights(self) -> None:
         """Does nothing: mmengine would re-draw LoRA and every pretrained submodule."""
@@ -72,7 +81,8 @@ class SegmentationModel(BaseModel, abc.ABC):
             mode: ``loss`` or ``predict``.
         """
         device = inputs["grounding_pixels"].device.type
-        with torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        whole = self.autocast_dtype is not None and not self.part_dtypes
+        with torch.autocast(device, self.autocast_dtype, enabled=whole):
             if mode == "loss":
                 return self.loss(inputs, masks or [], meta or [])
             if mode == "predict":
@@ -80,8 +90,31 @@ class SegmentationModel(BaseModel, abc.ABC):
                     raise ValueError(
                         "prediction takes images and phrases only, never masks or meta"
                     )
-                return self.predict(inputs)
+                return self.predict(self.processor.normalised(inputs))
         raise ValueError(f"mode is {mode!r}, expected 'loss' or 'predict'")
+
+    def compute_dtype(self, part: str) -> torch.dtype | None:
+        """Dtype of autocast around ``part`` in prediction; None where there is no autocast."""
+        dtype = self.part_dtypes.get(part, self.autocast_dtype)
+        return None if dtype is torch.float32 else dtype
+
+    @contextlib.contextmanager
+    def computing(self, part: str, device: torch.device) -> Iterator[None]:
+        """Around all arithmetic of ``part`` in prediction: its own autocast, where it has one."""
+        if not self.part_dtypes:  # that of forward() is around everything
+            yield
+            return
+        dtype = self.compute_dtype(part)
+        exact = self.part_dtypes.get(part) is torch.float32
+        with (
+            torch.autocast(device.type, dtype, enabled=dtype is not None),
+            exact_float32() if exact else contextlib.nullcontext(),
+        ):
+            yield
+
+    def prediction_parts(self) -> dict[str, PredictionPart]:
+        """What can predict in a precision of its own; nothing by default."""
+        return {}
 
     @abc.abstractmethod
     def loss(
@@ -125,12 +158,22 @@ class SegmentationModel(BaseModel, abc.ABC):
         """Of :meth:`trained_state_dict`, the smallest that gives the same predictions."""
         return state
 
-    def _to_original(self, logit: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logit map [h, w] to probabilities [H, W], by way of the input size as the reference."""
+    def _to_original(self, logits: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Logit maps [N, h, w] to N probability maps [H, W] on the CPU, by way of the input size as
+        the reference. Each is enlarged by itself, so that its bits do not depend on its batch."""
         side = self.processor.image_size
-        for target in ((side, side), tuple(int(s) for s in size)):
-            logit = F.interpolate(logit[None, None], target, mode="bilinear")[0, 0]
-        return logit.float().sigmoid().cpu()
+        exact = [(int(height), int(width)) for height, width in sizes]
+        maps: list[Tensor] = []
+        for size, group in itertools.groupby(range(len(logits)), exact.__getitem__):
+            # A card is waited for once for many of them.
+            for some in logits[list(group)].split(max(1, _MOST_PIXELS // math.prod(size))):
+                enlarged = []
+                for logit in some:
+                    for target in ((side, side), size):
+                        logit = F.interpolate(logit[None, None], target, mode="bilinear")[0, 0]
+                    enlarged.append(logit.float().sigmoid())
+                maps += torch.stack(enlarged).cpu().unbind()
+        return maps
 
     def trained_state_dict(self) -> dict[str, Tensor]:
         """The tensors of everything that trains, on the CPU, under this model's own names."""

@@ -66,7 +66,7 @@ def split_tiles(
 
 def normalise_tiles(tiles: np.ndarray) -> Tensor:
     """uint8 [n, 3, T, T] to float32 of the same shape, ImageNet mean and deviation."""
-    return _normalise(torch.from_numpy(tiles))
+    return normalise(torch.from_numpy(tiles))
 
 
 def grounding_square(image: np.ndarray, image_size: int) -> np.ndarray:
@@ -88,7 +88,7 @@ def normalise_grounding(square: np.ndarray, rounded: bool = False) -> Tensor:
         rounded: round mean and deviation to bfloat16 first. The reference does so at inference,
             even for float32 input (projects/sa2va/hf/models/sam2.py), but not in training.
     """
-    return _normalise(torch.from_numpy(square).permute(2, 0, 1), rounded)
+    return normalise(torch.from_numpy(square).permute(2, 0, 1), rounded)
 
 
 def check_tile_limits(min_tiles: int, max_tiles: int) -> None:
@@ -129,9 +129,17 @@ def _tiler() -> GotOcr2ImageProcessorPil:
     return GotOcr2ImageProcessorPil()
 
 
-def _normalise(pixels: Tensor, rounded: bool = False) -> Tensor:
+def normalise(pixels: Tensor, rounded: bool = False) -> Tensor:
+    """uint8 [..., 3, H, W] to float32 of the same shape, ImageNet mean and deviation.
+
+    Equal bits on every device: each step is rounded by itself.
+
+    Args:
+        pixels: on any device.
+        rounded: see :func:`normalise_grounding`.
+    """
     mean, std = (
-        torch.tensor(values).view(3, 1, 1)
+        torch.tensor(values, device=pixels.device).view(3, 1, 1)
         for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     )
     if rounded:

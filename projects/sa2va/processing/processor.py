@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch import LongTensor, Tensor
 from ..errors import ConfigError, DataError
 from . import images, prompts
 from .tokenizer import IM_END, IMG_CONTEXT, SEG, add_tokens, build_tokenizer
+
+_REMEMBERED = 256  # prompts
 
 
 class Sa2VAProcessor:
@@ -103,6 +106,8 @@ class Sa2VAProcessor:
         self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(IMG_CONTEXT)
         self.eos_token_id: int = self.tokenizer.convert_tokens_to_ids(IM_END)
         self.pad_token_id: int = self.tokenizer.pad_token_id
+        # One question is asked of thousands of images.
+        self._prompts: dict[tuple[str, int], LongTensor] = {}
 
     def tiles(self, image: np.ndarray) -> Tensor:
         """InternVL's input of one image.
@@ -142,15 +147,79 @@ class Sa2VAProcessor:
         # Not str.format: a brace in the phrase or elsewhere in the template is ordinary text.
         return self.question.replace("{phrase}", prompts.check_phrase(phrase))
 
+    def check_question(self, question: str) -> None:
+        """Raises DataError for a question that is empty or holds control tokens."""
+        prompts.check_template("question", question)
+
     def prompt_ids(self, phrase: str, num_tiles: int) -> LongTensor:
         """int64 [L]: image and question about ``phrase``, up to ``<|im_start|>assistant\\n``.
 
         Raises:
             DataError: the phrase is empty or holds control tokens, or there is no tile.
         """
+        return self.question_ids(self.question_for(phrase), num_tiles)
+
+    def question_ids(self, question: str, num_tiles: int) -> LongTensor:
+        """As :meth:`prompt_ids` for a question of the user's own words.
+
+        Raises:
+            DataError: the question is empty or holds control tokens, or there is no tile.
+        """
         tokens = self._image_tokens(num_tiles)
-        ids = prompts.prompt_ids(self.tokenizer, self.question_for(phrase), tokens)
-        return torch.tensor(ids, dtype=torch.int64)
+        known = self._prompts.get((question, tokens))
+        if known is None:
+            ids = prompts.prompt_ids(self.tokenizer, question, tokens)
+            known = torch.tensor(ids, dtype=torch.int64)
+            if len(self._prompts) < _REMEMBERED:
+                self._prompts[question, tokens] = known
+        return known.clone()
+
+    def prediction_item(
+        self,
+        image: np.ndarray,
+        phrases: Sequence[str],
+        questions: Sequence[str] | None = None,
+        *,
+        normalised: bool = True,
+    ) -> dict[str, Any]:
+        """What a model predicts from, for one image.
+
+        Args:
+            image: uint8 RGB [H, W, 3].
+            phrases: K phrases.
+            questions: K questions; those of the template by default.
+            normalised: False leaves pixels as uint8, a quarter of the bytes to send to a card; the
+                model normalises them there, with the same result (:meth:`normalised`).
+
+        Returns:
+            grounding_pixels float32 [3, S, S]; size (H, W); pixel_values float32 [n, 3, T, T] and
+            prompts (K times int64 [L]), or with ``image_only`` phrases (K texts) instead.
+
+        Raises:
+            DataError: not an RGB image of 8 bits, or a text that cannot be asked.
+        """
+        square = torch.from_numpy(images.grounding_square(image, self.image_size))
+        item: dict[str, Any] = {"grounding_pixels": square.permute(2, 0, 1).contiguous()}
+        if self.image_only:
+            item["phrases"] = list(phrases)
+        else:
+            limits = (self.min_tiles, self.max_tiles, self.use_thumbnail)
+            tiles = images.split_tiles(image, self.tile_size, *limits)
+            if questions is None:
+                questions = [self.question_for(phrase) for phrase in phrases]
+            item["pixel_values"] = torch.from_numpy(tiles)
+            item["prompts"] = [self.question_ids(question, len(tiles)) for question in questions]
+        return {**(self.normalised(item) if normalised else item), "size": image.shape[:2]}
+
+    def normalised(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """``inputs`` of prediction with pixels as float32; those that are so already stay."""
+        rounded = {"pixel_values": False, "grounding_pixels": self.reference_numerics}
+        return {
+            key: images.normalise(value, rounded[key])
+            if key in rounded and value.dtype == torch.uint8
+            else value
+            for key, value in inputs.items()
+        }
 
     def answer_ids(self) -> LongTensor:
         """int64 [A]: the answer template and ``<|im_end|>``; follows :meth:`prompt_ids`."""
