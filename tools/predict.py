@@ -12,8 +12,10 @@ user's.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from types import FrameType
 
 import _bootstrap  # noqa: F401
@@ -67,10 +69,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--merge-lora", action="store_true", default=None, help="less memory and time, bf16 sums"
     )
-    parser.add_argument(
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument(
         "--skip-existing", action="store_true", help="go on where an earlier run stopped"
     )
-    parser.add_argument("--overwrite", action="store_true", help="predict everything again")
+    earlier.add_argument("--overwrite", action="store_true", help="predict everything again")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, help="overrides, key=value, keys with dots"
     )
@@ -95,32 +98,39 @@ def main() -> int:
     from projects.sa2va.inference import DEFAULT_TEXT, Sa2VAInferencer
     from projects.sa2va.inference.folder import default_out, predict_folder
     from projects.sa2va.inference.inputs import list_files
+    from projects.sa2va.inference.journal import check_free
     from projects.sa2va.inference.outputs import check_outputs
 
     # Whatever the command line has wrong is said before gigabytes are loaded.
     check_outputs(args.outputs)
     images = args.input[0] if len(args.input) == 1 else args.input
     list_files(images)
+    out = args.out or default_out(args.input[0])
+    check_free(out, skip_existing=args.skip_existing, overwrite=args.overwrite)
     signal.signal(signal.SIGTERM, _stop)
-    with Sa2VAInferencer(
-        config,
-        None if config == args.checkpoint else args.checkpoint,
-        device=args.device,
-        precision=args.precision,
-        placement=args.placement,
-        gpus=args.gpus,
-        memory_gib=args.memory_gib,
-        threshold=args.threshold,
-        batch_size=args.batch_size,
-        merge_lora=args.merge_lora,
-        cfg_options=args.cfg_options,
-    ) as inferencer:
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+    with (
+        _interrupted_early(),
+        Sa2VAInferencer(
+            config,
+            None if config == args.checkpoint else args.checkpoint,
+            device=args.device,
+            precision=args.precision,
+            placement=args.placement,
+            gpus=args.gpus,
+            memory_gib=args.memory_gib,
+            threshold=args.threshold,
+            batch_size=args.batch_size,
+            merge_lora=args.merge_lora,
+            cfg_options=args.cfg_options,
+        ) as inferencer,
+    ):
         print(inferencer.describe(), flush=True)
         done = predict_folder(
             inferencer,
             images,
             args.text or DEFAULT_TEXT,
-            args.out or default_out(args.input[0]),
+            out,
             outputs=args.outputs,
             skip_existing=args.skip_existing,
             overwrite=args.overwrite,
@@ -129,6 +139,16 @@ def main() -> int:
     if done.interrupted:
         return STOPPED
     return 1 if done.failed else 0
+
+
+@contextlib.contextmanager
+def _interrupted_early() -> Iterator[None]:
+    """Ctrl-C while the model is loaded; later ones are predict_folder's."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr, flush=True)
+        raise SystemExit(STOPPED) from None
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -200,7 +200,7 @@ def test_thresholds_and_answer_modes_may_differ_and_are_noted():
 
 @pytest.mark.parametrize(
     ("names", "metrics", "message"),
-    [("a", None, "two or more"), ("aa", None, "different names"), ("ab", ["dise"], "'dice'")],
+    [("a", None, "two or more"), ("aa", None, "names that differ"), ("ab", ["dise"], "'dice'")],
 )
 def test_wrong_arguments_are_refused(names, metrics, message):
     with pytest.raises(ConfigError, match=message):

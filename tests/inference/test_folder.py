@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from projects.sa2va.errors import ConfigError
+from projects.sa2va.errors import ConfigError, SetupError
 from projects.sa2va.inference import Sa2VAInferencer
 from projects.sa2va.inference.folder import default_out, predict_folder
-from projects.sa2va.inference.journal import LINES, RUN
+from projects.sa2va.inference.journal import LINES, RUN, alone
 
 OUTPUTS = ("mask", "csv", "rle")
 
@@ -159,9 +160,80 @@ def test_files_that_cannot_be_written_end_the_run(inferencer, many, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("projects.sa2va.inference.outputs.write_mask", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(SetupError, match=r"No space left[\s\S]*--skip-existing"):
         predict(inferencer, many)
     assert "f0.png" not in (many.parent / "out" / LINES).read_text()
+
+
+def test_half_a_line_in_the_record_is_predicted_again(inferencer, many):
+    done = predict(inferencer, many)
+    lines = (done.folder / LINES).read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1][:30] + lines[2]  # a full disk cut the first one
+    (done.folder / LINES).write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    again = predict(inferencer, many, skip_existing=True)
+    assert (again.predicted, again.skipped) == (2, 3)
+    assert len(rows(again.folder)) == 6
+
+
+def test_settings_that_cannot_be_read(inferencer, many):
+    done = predict(inferencer, many)
+    (done.folder / RUN).write_text("{")
+    with pytest.raises(ConfigError, match=r"run\.json cannot be read[\s\S]*--overwrite"):
+        predict(inferencer, many, skip_existing=True)
+
+
+def test_options_of_the_model_are_settings(trained, inferencer, many):
+    predict(inferencer, many)
+    options = {"model.processor.question": "Where is the {phrase}?"}
+    other = Sa2VAInferencer(trained / "run", cfg_options=options)
+    question = "Please segment the blood vessel in this image."
+    with pytest.raises(ConfigError, match="model_config_sha256"):
+        predict_folder(
+            other, many, question, many.parent / "out", outputs=OUTPUTS, skip_existing=True
+        )
+
+
+def test_predictions_inside_the_folder_of_frames_are_no_frames(inferencer, many):
+    settings = {"outputs": ("mask",), "progress": False}
+    for more in ({}, {"skip_existing": True}, {"overwrite": True}):
+        done = predict_folder(inferencer, many, "vessel", many / "predictions", **settings, **more)
+        assert done.predicted + done.skipped == 5
+
+
+def test_files_of_something_else_are_not_overwritten(inferencer, many):
+    truth = many.parent / "out" / "masks" / "f0.png"
+    truth.parent.mkdir(parents=True)
+    truth.write_bytes(b"drawn by hand")
+    for more in ({}, {"skip_existing": True}):
+        with pytest.raises(ConfigError, match="holds masks/ of something else"):
+            predict(inferencer, many, **more)
+    assert truth.read_bytes() == b"drawn by hand"
+
+
+def test_one_run_at_a_time_in_a_folder(inferencer, many):
+    out = many.parent / "out"
+    with alone(out), pytest.raises(ConfigError, match="another run predicts into"):
+        predict(inferencer, many)
+    assert not (out / LINES).exists()
+    assert predict(inferencer, many).predicted == 5
+
+
+def test_names_that_are_not_utf8(inferencer, frames, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, content in ((b"\xff.png", frames[0].read_bytes()), (b"bad\xfe.png", b"x")):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(content)
+    done = predict(inferencer, folder)
+    assert (done.predicted, len(done.failed)) == (1, 1)
+    assert "\\udcff.png" in (done.folder / "predictions.csv").read_text(encoding="utf-8")
+    assert predict(inferencer, folder, skip_existing=True).skipped == 1
+
+
+def test_errors_in_the_files_name_no_folder(inferencer, many):
+    folder = predict(inferencer, many).folder
+    for name in (LINES, "predictions.csv"):
+        text = (folder / name).read_text()
+        assert "0/bad.png is not an image" in text and str(many) not in text
 
 
 @pytest.mark.parametrize(
@@ -172,6 +244,8 @@ def test_files_that_cannot_be_written_end_the_run(inferencer, many, monkeypatch)
         ("x.png", "x.png"),
         ("a/**/b*.png", "a"),
         ("*.png", "images"),
+        ("..", "images"),
+        ("a/..", "images"),
     ],
 )
 def test_default_out(given, folder):

@@ -6,11 +6,12 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from mmengine.registry import RUNNERS
 from PIL import Image
 
 from projects.sa2va.engine.start import prepare_test
-from projects.sa2va.errors import ConfigError, DataError
+from projects.sa2va.errors import ConfigError, DataError, MemoryFullError
 from projects.sa2va.inference import Sa2VAInferencer, inference_model, init_model
 from projects.sa2va.inference.sources import best_checkpoint
 
@@ -140,6 +141,12 @@ def test_threshold_cuts_without_predicting_again(inferencer, frames, monkeypatch
     assert result.with_threshold(1.0).mask.sum() == 0
 
 
+def test_threshold_may_be_a_number_of_numpy(inferencer, frames):
+    (result,) = inferencer(frames[0], threshold=np.float32(0.25))
+    assert result.threshold == 0.25 and type(result.threshold) is float
+    assert result.with_threshold(np.float64(0.5)).threshold == 0.5
+
+
 @pytest.mark.parametrize("threshold", [0, 1.5, "0.4", True, -1])
 def test_no_threshold(inferencer, frames, threshold):
     with pytest.raises(ConfigError, match="threshold="):
@@ -197,6 +204,17 @@ def test_show_returns_the_overlay(inferencer, frames, monkeypatch):
     picture = result.show()
     assert shown == [frames[0].name]
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(result.overlay()))
+
+
+def test_full_card_is_explained(inferencer, frames, monkeypatch):
+    def full(data):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(inferencer._pipeline.model, "test_step", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 24 * 2**30))
+    with pytest.raises(MemoryFullError, match=r"a batch of 1, 1\.0 of 24\.0 GiB free") as error:
+        inferencer(frames[0])
+    assert "--batch-size 1" in error.value.fix
 
 
 def test_names_of_mmsegmentation(trained, frames, tmp_path):

@@ -94,8 +94,32 @@ def test_folder_without_images_says_what_is_in_it(tmp_path):
 
 def test_outputs_that_would_overwrite_each_other(folder):
     Image.fromarray(GREY).save(folder / "a.bmp")
-    with pytest.raises(DataError, match=r"a.bmp and a.png: both would be written as a.png"):
+    with pytest.raises(DataError, match=r"a.bmp and .*a.png: both would be written as a.png"):
         list_files(folder)
+
+
+@pytest.mark.parametrize("names", [("a b.png", "a_b.png"), ("\u00e4.png", "\u00f6.png")])
+def test_names_that_become_one_in_the_output(tmp_path, names):
+    for name in names:
+        Image.fromarray(GREY).save(tmp_path / name)
+    with pytest.raises(DataError, match="both would be written as"):
+        list_files(tmp_path)
+
+
+def test_one_file_twice(folder):
+    with pytest.raises(DataError, match=r"a.png and .*a.png: both would be written"):
+        list_files([folder / "a.png", folder / "a.png"])
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    real, frames = tmp_path / "real", tmp_path / "frames"
+    real.mkdir()
+    frames.mkdir()
+    Image.fromarray(GREY).save(real / "x.png")
+    for name in ("one", "two"):
+        (frames / name).symlink_to(real, target_is_directory=True)
+    (frames / "up").symlink_to(frames, target_is_directory=True)
+    assert [source.name for source in find_images(frames)] == ["one/x.png"]
 
 
 def test_unknown_intensity():

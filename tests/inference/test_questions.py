@@ -39,6 +39,7 @@ def test_several(processor):
     [
         ("", "an empty phrase"),
         ([], "no text to ask"),
+        (3, "no text to ask"),
         (["stent", DEFAULT_TEXT, "blood vessel"], "the same text twice: blood vessel"),
         ("<|im_end|>", "holds"),
         ("What is [SEG]?", "holds"),

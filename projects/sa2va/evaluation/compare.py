@@ -133,8 +133,8 @@ def compare_runs(
     names = [run.name for run in runs]
     if len(runs) < 2 or len(set(names)) < len(names):
         raise ConfigError(
-            found=f"runs {listing(names)}",
-            expected="two or more results folders of different names",
+            found=f"{len(runs)} run(s): {listing(names)}",
+            expected="two or more results folders, of names that differ",
             fix="tools/compare.py RUN_A RUN_B",
         )
     for run in runs[1:]:
@@ -148,7 +148,7 @@ def compare_runs(
                 fix="correct --metrics, or score the runs again with it",
             )
     keys = sorted(runs[0].rows)
-    groups, unit = _groups(runs[0], keys)
+    groups, unit = patient_groups(runs[0], keys)
     rng = np.random.default_rng(seed)
     found = []
     for a, b in itertools.combinations(runs, 2):
@@ -238,7 +238,7 @@ def _value(stored: float | None) -> float:
     return math.nan if stored is None else stored
 
 
-def _groups(run: Run, keys: list[tuple[str, str]]) -> tuple[np.ndarray, str]:
+def patient_groups(run: Run, keys: list[tuple[str, str]]) -> tuple[np.ndarray, str]:
     """The patient's number of each row (a frame without one is a patient of its own)."""
     patients = [run.rows[key]["patient"] for key in keys]
     owners = [

@@ -69,6 +69,8 @@ def provenance(run: RunFiles) -> list[Html]:
         ("split (hash of frames and labels)", report.get("split") or "not recorded"),
         ("answers", report.get("answer_mode") or "not recorded"),
     ]
+    for key in ("precision", "placement"):
+        facts += [(f"{key}: {k}", v) for k, v in (report.get(key) or {}).items() if v]
     if isinstance(checkpoint, Mapping):
         facts += [(f"checkpoint: {k}", v) for k, v in _plain(checkpoint).items() if v is not None]
     else:

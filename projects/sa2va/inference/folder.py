@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..errors import listing
-from .inferencer import Sa2VAInferencer
+from .inferencer import Sa2VAInferencer, reasons
 from .inputs import GLOB, list_files
-from .journal import Journal
+from .journal import Journal, alone
+from .outputs import is_output
 from .questions import DEFAULT_TEXT, make_questions
 
 
@@ -49,8 +49,7 @@ class Done:
             + f": {self.folder}"
         ]
         if self.failed:
-            reasons = [f"\n  {name}: {reason}" for name, reason in self.failed.items()]
-            lines.append(f"{len(self.failed)} could not be predicted:{listing(reasons, 20)}")
+            lines.append(f"{len(self.failed)} could not be predicted:{reasons(self.failed)}")
         if self.interrupted:
             lines.append("Interrupted. The same command with --skip-existing goes on from here.")
         return "\n".join(lines)
@@ -71,7 +70,8 @@ def predict_folder(
 
     Args:
         inferencer: the model.
-        images: as :meth:`Sa2VAInferencer.__call__`; all paths are looked up first.
+        images: as :meth:`Sa2VAInferencer.__call__`; all paths are looked up first. What lies where
+            ``out`` gets its masks is not among them.
         text: what is asked.
         out: folder of the files (:mod:`.outputs`, :mod:`.journal`).
         outputs: of ``outputs.OUTPUTS``.
@@ -86,28 +86,31 @@ def predict_folder(
         UserError: as :meth:`Sa2VAInferencer.__call__`, :func:`.inputs.list_files` and
             :class:`.journal.Journal`, before the first image.
     """
-    sources = list_files(images, inferencer.intensity)
+    # A folder of frames that holds its own predictions: these are no frames.
+    found = list_files(images, inferencer.intensity)
+    sources = [source for source in found if not is_output(source.path, out)]
     asked = make_questions(text, inferencer.processor)
     settings = {**inferencer.settings, "questions": [question.text for question in asked]}
-    journal = Journal(out, outputs, settings, skip_existing=skip_existing, overwrite=overwrite)
-    todo = journal.todo(sources)
-    done = Done(journal.folder, skipped=len(sources) - len(todo))
-    start = time.perf_counter()
-    bar = tqdm(total=len(todo), unit="image", disable=not progress or None, dynamic_ncols=True)
-    try:
-        for result in inferencer.predict_sources(todo, asked):
-            journal.add(result)
-            if result.error is None:
-                done.predicted += 1
-            else:
-                done.failed[result.name] = result.error.found
-            bar.set_postfix_str(_memory(len(done.failed)), refresh=False)
-            bar.update()
-    except KeyboardInterrupt:
-        done.interrupted = True
-    finally:
-        bar.close()
-        done.tables = journal.finish()
+    with alone(out):
+        journal = Journal(out, outputs, settings, skip_existing=skip_existing, overwrite=overwrite)
+        todo = journal.todo(sources)
+        done = Done(journal.folder, skipped=len(sources) - len(todo))
+        start = time.perf_counter()
+        bar = tqdm(total=len(todo), unit="image", disable=not progress or None, dynamic_ncols=True)
+        try:
+            for result in inferencer.predict_sources(todo, asked):
+                journal.add(result)
+                if result.error is None:
+                    done.predicted += 1
+                else:
+                    done.failed[result.name] = result.error.found
+                bar.set_postfix_str(_memory(len(done.failed)), refresh=False)
+                bar.update()
+        except KeyboardInterrupt:
+            done.interrupted = True
+        finally:
+            bar.close()
+            done.tables = journal.finish()
     done.seconds = time.perf_counter() - start
     return done
 
@@ -115,7 +118,8 @@ def predict_folder(
 def default_out(images: str) -> Path:
     """Folder of predictions where none is named: ``predictions/<name of what is predicted>``."""
     plain = list(itertools.takewhile(lambda part: not GLOB.search(part), Path(images).parts))
-    return Path("predictions", Path(*plain).name or "images")
+    name = Path(*plain).name
+    return Path("predictions", name if name.strip(".") else "images")
 
 
 def _memory(failed: int) -> str:

@@ -14,13 +14,13 @@ from mmengine.logging import print_log
 
 from ..checkpoints import sha256_of
 from ..engine.evaluation_setup import choose_threshold, describe_source
-from ..errors import ConfigError, listing
+from ..errors import ConfigError
 from ..evaluation.postprocess import PostProcess
 from ..placement import Placement, choose_placement, parse_precision
 from ..processing import Sa2VAProcessor
 from .build import build_model, readers
 from .inputs import Source, find_images, is_single
-from .pipeline import Pipeline, Task
+from .pipeline import Pipeline, Task, explain_full_card
 from .questions import DEFAULT_TEXT, Question, make_questions
 from .results import InferenceResult, check_threshold
 from .sources import ModelSource, find_model
@@ -30,7 +30,8 @@ from .workers import Workers
 class Sa2VAInferencer:
     """A model that is loaded once and predicts images in any form.
 
-    Predictions are those of ``tools/test.py`` with the same config, checkpoint and precision.
+    Predictions are those of ``tools/test.py`` with the same config, checkpoint and precision. It
+    is used by one thread at a time.
 
     Args:
         config: a config file; the work dir of a training run; a training checkpoint; or the folder
@@ -149,7 +150,8 @@ class Sa2VAInferencer:
         threshold = self.threshold if threshold is None else threshold
         check_threshold(threshold)
         self.postprocess.check(threshold)
-        return self._pipeline.run(sources, Task(tuple(questions), threshold, self.postprocess))
+        task = Task(tuple(questions), float(threshold), self.postprocess)
+        return self._pipeline.run(sources, task)
 
     @property
     def threshold(self) -> float:
@@ -170,6 +172,7 @@ class Sa2VAInferencer:
         return {
             "model": self._source.text,
             "checkpoint_sha256": None if path is None else sha256_of(path),
+            "model_config_sha256": self._source.model_sha256(),
             "answer_mode": self.cfg.model.get("answer_mode", "none"),
             "precision": self.precision.as_dict(),
             "merge_lora": self.merge_lora,
@@ -258,8 +261,15 @@ class Sa2VAInferencer:
 
 def failures_text(failed: Sequence[InferenceResult], count: int) -> str:
     """Which images have no prediction, and why."""
-    shown = listing([f"\n  {one.name}: {one.error.found}" for one in failed if one.error], 20)
+    shown = reasons({one.name: one.error.found for one in failed if one.error})
     return f"{len(failed)} of {count} images have no prediction:{shown}"
+
+
+def reasons(failed: Mapping[str, str]) -> str:
+    """Images and why they failed, a line each; of many the first twenty."""
+    lines = [f"\n  {name}: {reason}" for name, reason in failed.items()]
+    more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
+    return "".join(lines[:20]) + more
 
 
 def start_pipeline(
@@ -272,7 +282,8 @@ def start_pipeline(
     say: bool = True,
 ) -> Pipeline:
     """Builds the model in this process, with a report of its weights in the log."""
-    model, report = build_model(source, placement, precision, merge_lora)
+    with explain_full_card("the weights of the model"):
+        model, report = build_model(source, placement, precision, merge_lora)
     if say:
         print_log(report.text(), logger="current")
     return Pipeline(model, batch_size, readers(processes))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..datasets.image_io import IMAGE_SUFFIXES, check_intensity, read_image, to_rgb
 from ..errors import DataError, listing
+from ..evaluation.writer import file_stem
 
 ImageLike = str | os.PathLike | np.ndarray | Image.Image
 GLOB = re.compile(r"[*?\[]")
@@ -114,13 +115,15 @@ def list_files(images: str | os.PathLike | Iterable, intensity: str = "own_range
         DataError: also where two images would write the same output files.
     """
     sources = list(find_images(images, intensity))
-    by_stem: dict[PurePath, str] = {}
+    by_output: dict[PurePath, Source] = {}
     for source in sources:
-        other = by_stem.setdefault(source.stem, source.name)
-        if other is not source.name:
+        output = source.stem.with_name(file_stem(source.stem.name))
+        other = by_output.setdefault(output, source)
+        if other is not source:
+            both = f"{other.path or other.name} and {source.path or source.name}"
             raise DataError(
-                found=f"{other} and {source.name}: both would be written as {source.stem}.png",
-                expected="names that differ before their ending",
+                found=f"{both}: both would be written as {output}.png",
+                expected="names that differ before their ending, in letters a-z, digits, . _ or -",
                 fix="rename one of them, or predict them into different --out folders",
             )
     return sources
@@ -133,7 +136,7 @@ def _from_path(given: str | os.PathLike, intensity: str) -> Iterator[Source]:
         yield Source(path.name, path, intensity)
         return
     if named and path.is_dir():
-        root, found = path, (p for p in path.rglob("*"))
+        root, found = path, _below(path)
     elif GLOB.search(str(path)):
         root = Path(*_before_glob(path))
         found = (Path(p) for p in glob.iglob(str(path), recursive=True))
@@ -154,6 +157,19 @@ def _from_path(given: str | os.PathLike, intensity: str) -> Iterator[Source]:
         )
     for file in paths:
         yield Source(file.relative_to(root).as_posix(), file, intensity)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Files in a folder and below; linked folders too, each once."""
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link back to a folder above, or a second one to the same
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(root, file) for file in files)
 
 
 def _is_file(image: Any) -> bool:

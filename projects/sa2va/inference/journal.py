@@ -8,9 +8,12 @@ lines at the end.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import io
 import json
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.logging import print_log
 from pycocotools import mask as coco_mask
 
-from ..errors import ConfigError, listing
+from ..errors import ConfigError, SetupError, listing
 from ..evaluation.writer import encode_mask, strict
 from ..files import make_writable, write_atomic
 from .inputs import Source
@@ -29,6 +33,9 @@ from .results import InferenceResult
 
 _WRITERS, _AHEAD = 4, 32  # threads, and images that wait for them
 RUN, LINES = "run.json", "predictions.jsonl"
+_LOCK = ".lock"
+# Names of files need not be UTF-8: a byte that is none is written as \\udcXX.
+_ERRORS = "backslashreplace"
 _COLUMNS = (
     *("image", "phrase", "width", "height", "threshold", "mask_pixels", "mask_share"),
     *("mean_probability", "max_probability", "seg_emitted", "answer", "seconds"),
@@ -51,7 +58,7 @@ class Journal:
 
     Raises:
         ConfigError: the folder holds an earlier run, and neither is asked for; or it was made
-            with other settings.
+            with other settings; or it holds files of something else.
         SetupError: the folder cannot be written to.
     """
 
@@ -68,8 +75,9 @@ class Journal:
         self.outputs = tuple(outputs)
         self.folder = make_writable(folder, "--out")
         self._settings = strict({**settings, "outputs": sorted(outputs)})
+        check_free(self.folder, skip_existing=skip_existing, overwrite=overwrite)
         if (self.folder / LINES).exists() and not overwrite:
-            self._check_earlier(skip_existing)
+            self._check_settings()
         else:
             self._write(LINES, [])
         self._write(RUN, [json.dumps(self._settings, indent=1)])
@@ -112,9 +120,10 @@ class Journal:
         return tables
 
     def _take(self) -> None:
-        record = self._pending.popleft().result()
-        with open(self.folder / LINES, "ab") as file:
-            file.write(_line(record).encode())
+        with _explain_writing(self.folder):
+            record = self._pending.popleft().result()
+            with open(self.folder / LINES, "ab") as file:
+                file.write(_line(record).encode(errors=_ERRORS))
 
     def _is_done(self, record: Mapping[str, Any], source: Source | None) -> bool:
         files = [name for row in record["rows"] for name in row["files"].values()]
@@ -125,10 +134,14 @@ class Journal:
         )
 
     def _record(self, result: InferenceResult) -> dict[str, Any]:
+        error = None if result.error is None else str(result.error)
+        if error is not None and result.path is not None:
+            # Results name images, and no folder of the user's.
+            error = error.replace(str(result.path), result.name)
         return {
             "image": result.name,
             "file": identity(result.path),
-            "error": None if result.error is None else str(result.error),
+            "error": error,
             "rows": [] if result.error is not None else self._rows(result),
         }
 
@@ -159,15 +172,16 @@ class Journal:
             )
         return rows
 
-    def _check_earlier(self, skip_existing: bool) -> None:
-        if not skip_existing:
-            raise ConfigError(
-                found=f"{self.folder} holds the predictions of an earlier run",
-                expected="an empty folder, or word what to do with them",
-                fix="--skip-existing goes on with it, --overwrite begins anew, --out names another",
-            )
+    def _check_settings(self) -> None:
         path = self.folder / RUN
-        earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise ConfigError(
+                found=f"{path} cannot be read: {error}",
+                expected="what the predictions in this folder were made with",
+                fix="--overwrite, or another --out",
+            ) from error
         other = sorted(
             key
             for key in {*earlier, *self._settings}
@@ -184,13 +198,82 @@ class Journal:
     def _read(self) -> Iterator[dict[str, Any]]:
         with open(self.folder / LINES, "rb") as file:
             for line in file:
-                if line.endswith(b"\n"):  # a kill may have cut the last line
-                    yield json.loads(line)
+                # A kill, a full disk or a power cut leaves half a line. It counts as absent: its
+                # image is predicted again.
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                yield record
 
     def _write(self, name: str, parts: Iterable[str]) -> Path:
         path = self.folder / name
-        write_atomic(path, lambda file: file.writelines(part.encode() for part in parts))
+        with _explain_writing(self.folder):
+            write_atomic(
+                path, lambda file: file.writelines(p.encode(errors=_ERRORS) for p in parts)
+            )
         return path
+
+
+@contextlib.contextmanager
+def alone(folder: str | Path) -> Iterator[None]:
+    """Keeps every other run out of ``folder``.
+
+    Raises:
+        ConfigError: another process predicts into it.
+        SetupError: the folder cannot be written to.
+    """
+    with open(make_writable(folder, "--out") / _LOCK, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                found=f"another run predicts into {folder} now",
+                expected="one run a folder: two would mix their records",
+                fix="wait for it, or give another --out",
+            ) from error
+        except OSError as error:  # some network disks have no locks
+            print_log(
+                f"{folder} cannot be locked ({error.strerror}): start one run at a time in it",
+                logger="current",
+                level=logging.WARNING,
+            )
+        yield
+
+
+@contextlib.contextmanager
+def _explain_writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            found=f"a file in {folder} cannot be written ({error.strerror})",
+            expected="space left, and names that the disk can hold",
+            fix="make space or shorten the images' names, then go on with --skip-existing",
+        ) from error
+
+
+def check_free(folder: str | Path, *, skip_existing: bool, overwrite: bool) -> None:
+    """Raises ConfigError where files would be lost or mixed, unless that is asked for."""
+    if overwrite:
+        return
+    held = [name for name in dict.fromkeys(FILES.values()) if _holds_files(Path(folder, name))]
+    if held and not (Path(folder) / LINES).exists():
+        raise ConfigError(
+            found=f"{folder} holds {listing(held)}/ of something else (there is no {LINES})",
+            expected="an empty or new folder: files of the same names would be lost",
+            fix="give another --out",
+        )
+    if (Path(folder) / LINES).exists() and not skip_existing:
+        raise ConfigError(
+            found=f"{folder} holds the predictions of an earlier run",
+            expected="an empty or new folder, or --skip-existing or --overwrite",
+            fix="--skip-existing goes on with it, --overwrite begins anew, --out names another",
+        )
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def identity(path: Path | None) -> list[int] | None:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,16 @@ def check_outputs(outputs: Sequence[str], *, files_only: bool = False) -> None:
             expected=f"a list of {', '.join(known)}",
             fix="correct --outputs (in Python: outputs=[...])",
         )
+
+
+def is_output(path: Path | None, folder: str | Path) -> bool:
+    """Whether a file lies where predictions into ``folder`` are written."""
+    if path is None:
+        return False
+    inside = Path(os.path.abspath(path))
+    return any(
+        inside.is_relative_to(os.path.abspath(Path(folder, name))) for name in FILES.values()
+    )
 
 
 def write_files(

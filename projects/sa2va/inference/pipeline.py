@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..datasets.collate import collate_inputs
-from ..errors import DataError, UserError
+from ..errors import DataError, MemoryFullError, UserError
 from ..evaluation.postprocess import PostProcess
 from ..models import SegmentationModel
 from ..models.outputs import Prediction
@@ -147,13 +147,35 @@ class Pipeline:
             if self._copies is not None:
                 for value in filter(torch.is_tensor, batch.inputs.values()):
                     value.record_stream(torch.cuda.current_stream(value.device))
-            with torch.no_grad():
+            with torch.no_grad(), explain_full_card(f"a batch of {good}"):
                 predictions = iter(self.model.test_step({"inputs": batch.inputs}))
         seconds = (time.perf_counter() - start) / max(1, good)
         return [
             _result(one, next(predictions) if one.error is None else None, task, seconds)
             for one in batch.read
         ]
+
+
+@contextlib.contextmanager
+def explain_full_card(what: str) -> Iterator[None]:
+    """Memory of a card that runs out becomes an error that says what to do.
+
+    Args:
+        what: what it was needed for.
+
+    Raises:
+        MemoryFullError: it ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
+        raise MemoryFullError(
+            found=f"the card's memory is full: {what}, {free:.1f} of {total:.1f} GiB free",
+            expected="room for the weights and for what a batch computes",
+            fix="one of: --batch-size 1; --merge-lora; --precision int8 or nf4; --placement auto "
+            "or sharded with more cards; --placement cpu (docs/placement.md)",
+        ) from error
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import DataError, listing
@@ -37,7 +37,8 @@ def make_questions(text: str | Sequence[str], processor: Sa2VAProcessor) -> list
     Raises:
         DataError: no text, an empty one, one twice, or one with control tokens.
     """
-    texts = [text] if isinstance(text, str) else list(text)
+    several = text if isinstance(text, Iterable) else ()
+    texts = [text] if isinstance(text, str) else list(several)
     if not texts:
         raise DataError(
             found="no text to ask",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -150,7 +151,7 @@ def check_threshold(threshold: float) -> None:
     """Raises ConfigError unless ``threshold`` is a number above 0 and at most 1."""
     from ..errors import ConfigError
 
-    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+    number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
     if not number or not 0 < threshold <= 1:
         raise ConfigError(
             found=f"threshold={threshold!r}",

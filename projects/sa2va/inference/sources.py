@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from ..weights.published_configs import tile_sizes
 
 NO_CHECKPOINT = "none"
 _WHOLE = CONFIG_DIR / "sa2va_vessel_finetune_released.py"
+_PLACES = ("pretrained", "path")
 _SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
@@ -37,6 +40,22 @@ class ModelSource:
     checkpoint: dict[str, Any] | None
     path: str | None
     text: str
+
+    def model_sha256(self) -> str:
+        """Of what the config says about the model, ``--cfg-options`` among it.
+
+        Where a checkpoint has the weights, the folders of the published ones do not count: they
+        differ from machine to machine.
+        """
+        skipped = () if self.path is None else _PLACES
+        plain = json.dumps(_without(self.cfg.model.to_dict(), skipped), sort_keys=True, default=str)
+        return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _without(value: Any, skipped: Collection[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without(one, skipped) for key, one in value.items() if key not in skipped}
+    return value
 
 
 def find_model(

@@ -7,7 +7,9 @@ no CUDA context.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import queue
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +52,7 @@ class Workers:
         self._arrived: dict[int, list[InferenceResult]] = {}
         self._dropped: set[int] = set()
         self._next = 0
-        with _main_left_out():
+        with _main_left_out(), _ctrl_c_left_out():
             for process in self._processes:
                 process.start()
         try:
@@ -128,14 +130,36 @@ def _main_left_out() -> Iterator[None]:
         vars(main).update(held)
 
 
+@contextlib.contextmanager
+def _ctrl_c_left_out() -> Iterator[None]:
+    """Started processes do not see Ctrl-C, which a terminal sends to all: the first ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _next_job(jobs: Any) -> tuple[int, list[Source], Task] | None:
+    """The next batch; None where the first process was killed and nobody waits any more."""
+    while True:
+        try:
+            return jobs.get(timeout=_LOOK_EVERY)
+        except queue.Empty:
+            first = multiprocessing.parent_process()
+            if first is None or not first.is_alive():
+                return None
+
+
 def _work(build: Callable[[int], Pipeline], number: int, jobs: Any, results: Any) -> None:
     """The life of a process."""
     try:
         pipeline = build(number)
         results.put((None, None))
-        while True:
-            batch, sources, task = jobs.get()
+        while (job := _next_job(jobs)) is not None:
+            batch, sources, task = job
             results.put((batch, list(pipeline.run(sources, task))))
+        results.cancel_join_thread()  # what nobody reads must not keep this process
     except UserError as error:
         results.put((None, error))
     except Exception as error:

@@ -60,7 +60,7 @@ class Placement:
 
     def describe(self) -> str:
         """Kind, devices and reason, in a line."""
-        text = f"{self.kind} on {', '.join(self.devices)}"
+        text = f"{self.kind} on {', '.join(self.devices)}" if self.kind != "cpu" else "the CPU"
         if self.units:
             each = Counter(self.units.values())
             text = "sharded: " + ", ".join(f"{each[d]} units on {d}" for d in self.devices)

@@ -107,7 +107,7 @@ class Sa2VAProcessor:
         self.eos_token_id: int = self.tokenizer.convert_tokens_to_ids(IM_END)
         self.pad_token_id: int = self.tokenizer.pad_token_id
         # One question is asked of thousands of images.
-        self._prompts: dict[tuple[str, int], LongTensor] = {}
+        self._prompts: dict[tuple[str, int], list[int]] = {}
 
     def tiles(self, image: np.ndarray) -> Tensor:
         """InternVL's input of one image.
@@ -168,11 +168,10 @@ class Sa2VAProcessor:
         tokens = self._image_tokens(num_tiles)
         known = self._prompts.get((question, tokens))
         if known is None:
-            ids = prompts.prompt_ids(self.tokenizer, question, tokens)
-            known = torch.tensor(ids, dtype=torch.int64)
+            known = prompts.prompt_ids(self.tokenizer, question, tokens)
             if len(self._prompts) < _REMEMBERED:
                 self._prompts[question, tokens] = known
-        return known.clone()
+        return torch.tensor(known, dtype=torch.int64)
 
     def prediction_item(
         self,
