@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +64,16 @@ def test_a_cpu_without_bfloat16_is_said_and_computes_quantized_layers_in_float32
     prepare.prepare_for_prediction(model, merge_lora=False, precision=spec, placement=CPU)
     assert model.part_dtypes["llm"] is (torch.float32 if emulated else torch.bfloat16)
     assert len(said) == emulated and all("--precision fp32" in text for text in said)
+
+
+def test_a_baseline_is_told_what_it_can_do(monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(prepare, "emulates", lambda dtype: dtype is torch.bfloat16)
+    monkeypatch.setattr(prepare, "print_log", lambda text, **more: said.append(text))
+    for dtype in (torch.bfloat16, None):
+        model = SimpleNamespace(prediction_parts=dict, compute_dtype=lambda part, d=dtype: d)
+        prepare._warn_of_emulation(model)
+    assert len(said) == 1 and "model.autocast=None" in said[0]
 
 
 def test_what_is_quantized_moves_a_layer_at_a_time_and_the_rest_in_its_last_form(

@@ -58,13 +58,16 @@ def prepare_for_prediction(
 
 
 def _warn_of_emulation(model: SegmentationModel) -> None:
-    parts = list(model.prediction_parts()) or [""]
-    slow = {dtype for part in parts if (dtype := model.compute_dtype(part)) and emulates(dtype)}
+    parts = list(model.prediction_parts())
+    dtypes = {model.compute_dtype(part) for part in parts or [""]} - {None}
+    slow = [str(dtype).removeprefix("torch.") for dtype in dtypes if emulates(dtype)]
     if slow:
-        names = listing(str(dtype).removeprefix("torch.") for dtype in slow)
+        advice = "--precision fp32, or llm=int8,vit=fp32,sam2=fp32 where memory is short"
+        if not parts:
+            advice = "--cfg-options model.autocast=None"
         print_log(
-            f"This CPU has no instructions for {names}: predicting is many times faster with "
-            "--precision fp32, or llm=int8,vit=fp32,sam2=fp32 where memory is short",
+            f"This CPU has no instructions for {listing(slow)}: predicting is many times faster "
+            f"with {advice}",
             logger="current",
             level=logging.WARNING,
         )
