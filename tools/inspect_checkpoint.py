@@ -14,6 +14,7 @@ import sys
 
 import _bootstrap  # noqa: F401
 
+from projects.sa2va.checkpoints import AVERAGED, RAW
 from projects.sa2va.checkpoints.inspection import (
     compare,
     describe,
@@ -28,6 +29,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Show or compare weights.")
     parser.add_argument("file", help="checkpoint, DeepSpeed folder, or file or folder of weights")
     parser.add_argument("--diff", metavar="B", help="compare with these weights")
+    parser.add_argument(
+        "--weights",
+        choices=[AVERAGED, RAW],
+        help="which of FILE's (default: averaged where it has them, as a test takes them)",
+    )
+    parser.add_argument("--diff-weights", choices=[AVERAGED, RAW], help="which of B's")
     return parser.parse_args()
 
 
@@ -35,11 +42,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Prints the description, or the comparison."""
     args = parse_args()
-    weights = open_weights(args.file)
+    weights = open_weights(args.file, args.weights)
     if args.diff is None:
         print(describe(weights))
         return 0
-    other = open_weights(args.diff)
+    other = open_weights(args.diff, args.diff_weights)
     rows = compare(weights, other)
     print(describe_difference(weights, other, rows))
     return int(any(not row.equal for row in rows))

@@ -3,6 +3,7 @@
     python tools/test.py CONFIG --checkpoint FILE [--work-dir DIR] [--out DIR] [--show-dir DIR]
                          [--metrics fast] [--split val] [--threshold 0.4]
                          [--placement auto] [--gpus N] [--memory-gib G] [--precision llm=nf4]
+                         [--weights raw]
     bash tools/dist.sh test CONFIG GPUS --checkpoint FILE
 
 Results go to <work-dir>/<timestamp>/, or to --out. The threshold is that of the file which
@@ -19,6 +20,7 @@ import _bootstrap  # noqa: F401
 from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 
+from projects.sa2va.checkpoints import AVERAGED, RAW
 from projects.sa2va.engine.start import finish, prepare_test
 from projects.sa2va.errors import exit_on_user_error
 from projects.sa2va.placement import KINDS
@@ -65,6 +67,12 @@ def parse_args() -> argparse.Namespace:
         "test_cfg.precision, else as the config says)",
     )
     parser.add_argument(
+        "--weights",
+        choices=[AVERAGED, RAW],
+        help="which of the checkpoint's (default: test_cfg.weights, else averaged where it has "
+        "them)",
+    )
+    parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, help="overrides, key=value, keys with dots"
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
@@ -91,6 +99,7 @@ def main() -> None:
         gpus=args.gpus,
         memory_gib=args.memory_gib,
         precision=args.precision,
+        weights=args.weights,
         cfg_options=args.cfg_options,
         distributed=args.launcher != "none",
     )

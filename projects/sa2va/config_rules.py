@@ -203,6 +203,24 @@ class _Rules:
                 why="mixed precision is model.autocast, and --deepspeed puts in its own wrapper",
             )
 
+        self._check_skeletons(model)
+
+    def _check_skeletons(self, model: Mapping) -> None:
+        """The skeletons of the training data and the loss that reads them come together."""
+        dataset = self._group(self._group(self.cfg, "train_dataloader") or {}, "dataset")
+        if dataset is None:
+            return
+        weight = (model.get("mask_loss") or {}).get("skeleton_recall_weight", 0.0)
+        made = bool(dataset.get("skeletons", False))
+        if made != bool(weight):
+            raise self._error(
+                found=f"train_dataloader.dataset.skeletons={made} and "
+                f"model.mask_loss.skeleton_recall_weight={weight!r}",
+                expected="both or neither: data workers make the skeletons that this loss reads",
+                fix=f"set train_dataloader.dataset.skeletons={bool(weight)}, or "
+                f"model.mask_loss.skeleton_recall_weight={'0.0' if weight else '1.0'}",
+            )
+
     def _check_hook(self, path: str, hook: Mapping) -> None:
         if "max_keep_ckpts" in hook:
             limit = hook["max_keep_ckpts"]
@@ -217,9 +235,10 @@ class _Rules:
         if _is_hook(hook, EMAHook):
             raise self._error(
                 found=f"{path}: {hook.get('type')}",
-                expected="hooks without averaged weights: not supported in this version, they "
-                "would not be part of the checkpoints",
-                fix=f"remove {path}",
+                expected="WeightEMAHook: the averaged weights of mmengine's EMAHook would not be "
+                "part of the checkpoints, and frozen weights would be held twice",
+                fix=f"remove {path}, and put dict(type='WeightEMAHook', decay=0.999) into "
+                "custom_hooks",
             )
 
     def _check_evaluator(self, split: str) -> None:

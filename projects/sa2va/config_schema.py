@@ -337,7 +337,7 @@ _ENV = plain(
 _READ_BY_THE_RUNNER = (
     *("model_wrapper_cfg", "find_unused_parameters", "sync_bn", "activation_checkpointing"),
     *("efficient_conv_bn_eval", "compile", "runner_type", "custom_imports", "memory_budget_gib"),
-    *("allow_near_duplicates", "tensorboard"),
+    *("allow_near_duplicates", "tensorboard", "init_from"),
 )
 
 ROOT = plain(
@@ -348,6 +348,11 @@ ROOT = plain(
     *_READ_BY_THE_RUNNER,
     without="cfg",
     processor=Slot(schema=PROCESSOR),
+    init_from=Slot(
+        schema=replace(
+            plain("init_from", "checkpoint", "parts"), required=frozenset({"checkpoint", "parts"})
+        )
+    ),
     model=Slot(("MODELS",)),
     data_preprocessor=Slot(("MODELS",), default="BaseDataPreprocessor"),
     train_dataloader=Slot(schema=DATALOADER),

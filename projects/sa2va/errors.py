@@ -51,6 +51,10 @@ class MemoryFullError(UserError):
     """A model, batch or image size that does not fit on the card."""
 
 
+class DivergedError(UserError):
+    """A training whose numbers are no longer finite."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Returns ``" (did you mean 'x'?)"`` for the known name nearest to ``name``, or ``""``."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

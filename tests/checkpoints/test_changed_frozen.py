@@ -76,7 +76,7 @@ def test_checkpoint_of_ours_after_it_is_whole(ours, base) -> None:
     checkpoint = read_checkpoint(path)
     assert sorted(checkpoint["changed_frozen"]) == model.changed_frozen
     again = copy.deepcopy(base)
-    runner = SimpleNamespace(model=again, logger=logging.getLogger("test"))
+    runner = SimpleNamespace(model=again, logger=logging.getLogger("test"), _train_loop="some")
     Sa2VARunner.load_checkpoint(runner, str(path))
     expected = model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())

@@ -203,10 +203,10 @@ def test_counts_are_whole_numbers(path, value):
 
 @pytest.mark.parametrize("kind", ["EMAHook", "mmengine.EMAHook", "OwnEMAHook"])
 @pytest.mark.parametrize("path", ["custom_hooks.0", "default_hooks.visualization"])
-def test_no_averaged_weights(path, kind):
+def test_no_averaged_weights_but_ours(path, kind):
     wrong = error(put((path, {"type": kind})))
     assert f"{path}: {kind}" in wrong.found
-    assert "not supported in this version" in wrong.expected and wrong.fix == f"remove {path}"
+    assert wrong.expected.startswith("WeightEMAHook") and wrong.fix.startswith(f"remove {path},")
 
 
 @pytest.mark.parametrize(
@@ -343,3 +343,12 @@ def test_processors_may_differ_in_what_is_not_shared():
     check_processors(top, {"model.processor": {"image_size": 1024, "max_tiles": 6}}, "run.py")
     with pytest.raises(ConfigError, match=r"model\.processor\.image_size=512"):
         check_processors(top, {"model.processor": {"image_size": 512}}, "run.py")
+
+
+def test_skeletons_and_the_loss_that_reads_them_come_together() -> None:
+    made = ("train_dataloader.dataset.skeletons", True)
+    read = ("model.mask_loss", {"type": "MaskLoss", "skeleton_recall_weight": 0.5})
+    check_rules(put(made, read), "c.py")
+    for alone in (made, read):
+        with pytest.raises(ConfigError, match=r"dataset\.skeletons=.*skeleton_recall_weight="):
+            check_rules(put(alone), "c.py")

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projects.sa2va.datasets.augment import Augment, build_augment, flip, grey_values, warp
+from projects.sa2va.datasets.augment import (
+    Augment,
+    add_noise,
+    build_augment,
+    degrade,
+    flip,
+    grey_values,
+    warp,
+)
 from projects.sa2va.errors import ConfigError
 
 FULL = {
@@ -161,3 +169,77 @@ def test_no_masks_and_a_list_of_steps():
 def test_bad_configs(config, message):
     with pytest.raises(ConfigError, match=message):
         build_augment(config)
+
+
+STRONG = [
+    {
+        "hflip": 0.5,
+        "rotate": (-30, 30),
+        "scale": (0.75, 1.35),
+        "shear": (-8, 8),
+        "shift": (-0.1, 0.1),
+        "elastic": (1, 4),
+    },
+    {"gamma": (0.6, 1.6), "contrast": (0.65, 1.5), "brightness": (0.75, 1.3)},
+    {"low_resolution": (0.5, 1.0), "blur": (0.3, 1.5), "noise": (1, 10)},
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_bent_images_and_masks_stay_aligned(seed):
+    image, masks = scene(seed, 96, 96)
+    out, moved = build_augment(STRONG[0])(image, masks, np.random.default_rng(seed))
+    assert out.shape == image.shape and moved.dtype == np.uint8 and moved.max() <= 1
+    bright = out[..., 0] > (int(out[..., 0].max()) + 40) // 2
+    assert np.logical_xor(bright, moved[0]).sum() <= 6 * np.sqrt(moved[0].sum()) + 16
+
+
+def test_a_grey_image_is_worked_on_as_one_channel_with_the_same_result():
+    image, masks = scene(1, 96, 96)
+    image = np.repeat(image[..., :1], 3, axis=2)
+    chain = build_augment(STRONG)
+    for seed in range(5):
+        out, moved = chain(image, masks, np.random.default_rng(seed))
+        rng, three, expected = np.random.default_rng(seed), image, masks
+        for step in chain.steps:
+            three, expected = step(three, expected, rng)
+        assert (moved == expected).all() and out.shape == image.shape
+        assert np.abs(out.astype(int) - three).max() <= 1
+        assert (out != three).mean() < 1e-3
+        assert (out[..., 0] == out[..., 1]).all() and (out[..., 0] == out[..., 2]).all()
+
+
+def test_a_shift_is_exact_and_so_is_a_shear_along_its_axis():
+    mask = np.zeros((1, 60, 60), np.uint8)
+    mask[0, 20:30, 20:30] = 1
+    _, moved = warp(np.zeros((60, 60, 3), np.uint8), mask, shift=(0.1, -0.05))
+    assert (moved == np.roll(mask, (-3, 6), axis=(1, 2))).all()
+    _, sheared = warp(np.zeros((60, 60, 3), np.uint8), mask, shear=20.0)
+    assert (sheared.sum(axis=2) == mask.sum(axis=2)).all()  # rows slide, and keep their length
+    assert (sheared != mask).any()
+
+
+def test_noise_has_its_deviation_and_blur_takes_it_away():
+    flat = np.full((200, 200, 3), 128, np.uint8)
+    noisy = add_noise(flat, 10.0, np.random.default_rng(0))
+    assert 9.7 < noisy[..., 0].std() < 10.3 and (noisy[..., 0] == noisy[..., 2]).all()
+    assert degrade(noisy, blur=2.0).std() < 2
+    assert degrade(noisy, resolution=0.5).std() < 7
+    assert degrade(flat, 0.5, 2.0).std() == 0 and add_noise(flat, 0.0, None) is flat
+
+
+def test_new_options_leave_the_draws_of_the_others():
+    image, masks = scene(0)
+    for seed in range(5):
+        plain = Augment(**FULL)(image, masks, np.random.default_rng(seed))
+        more = Augment(**FULL, noise=(5, 5))(image, masks, np.random.default_rng(seed))
+        assert (plain[1] == more[1]).all() and (plain[0] != more[0]).any()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"low_resolution": (0.5, 2)}, {"blur": (-1, 2)}, {"noise": 3}, {"brightness": (0, 1)}]
+)
+def test_bad_ranges_of_new_options(wrong):
+    with pytest.raises(ConfigError, match=rf"augment\.{next(iter(wrong))}="):
+        build_augment(wrong)

@@ -45,7 +45,9 @@ def test_train_item(load_coco, processor):
 
 def test_test_item_keeps_truth_apart(load_coco, processor):
     item = load_coco(mode="category", test_mode=True)[1]
-    assert set(item) == {*("pixel_values", "grounding_pixels", "prompts", "size", "truth", "meta")}
+    assert set(item) == {
+        *("pixel_values", "grounding_pixels", "prompts", "asked", "size", "truth", "meta")
+    }
     assert item["size"] == (30, 40) and item["truth"].shape == (2, 30, 40)
     expected = [processor.prompt_ids(p, 1) for p in ("left main artery", "side branch")]
     assert equal(item["prompts"], expected)

@@ -39,8 +39,9 @@ def test_test_batch_has_no_truth_among_its_inputs(load_coco):
     batch = FUNCTIONS.get("sa2va_collate")([dataset[0], dataset[2]])
     assert set(batch) == {"inputs", "truth", "meta"}
     assert set(batch["inputs"]) == {
-        *("pixel_values", "tiles_per_image", "grounding_pixels", "prompts", "sizes")
+        *("pixel_values", "tiles_per_image", "grounding_pixels", "prompts", "asked", "sizes")
     }
+    assert batch["inputs"]["asked"] == [[("blood vessel",)]] * 2
     assert batch["inputs"]["sizes"] == [(30, 40)] * 2
     assert [len(p) for p in batch["inputs"]["prompts"]] == [1, 1]
     assert all(t.shape == (1, 30, 40) and t.dtype == torch.uint8 for t in batch["truth"])

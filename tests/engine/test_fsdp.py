@@ -24,6 +24,7 @@ CONFIG: dict[str, Any] = dict(
     train_cfg=dict(max_iters=ITERS, val_interval=ITERS),
     optim_wrapper=dict(accumulative_counts=2),
     default_hooks=dict(checkpoint=dict(interval=2, save_total_limit=-1)),
+    custom_hooks=[dict(type="WeightEMAHook", decay=0.5)],
     val_dataloader=dict(batch_size=1),
     model=dict(
         autocast="bfloat16",
@@ -100,6 +101,7 @@ def test_losses_and_scores_are_those_of_ddp(runs: Path) -> None:
 def test_checkpoints_are_those_of_ddp(runs: Path) -> None:
     ddp, fsdp = (read_checkpoint(runs / name / f"iter_{ITERS}.pth") for name in ("ddp", "fsdp2"))
     _assert_same(ddp["state_dict"], fsdp["state_dict"])
+    _assert_same(ddp["averaged"], fsdp["averaged"])
     ours, theirs = fsdp["optimizer"], ddp["optimizer"]
     assert ours["param_groups"] == theirs["param_groups"]
     assert ours["state"].keys() == theirs["state"].keys()
@@ -113,12 +115,10 @@ def test_goes_on_from_ddp_as_if_uninterrupted(runs: Path) -> None:
     assert rest.keys() == {3, 4}
     for step, values in rest.items():
         assert values[:3] == pytest.approx(whole[step][:3], rel=1e-5), step
-    _assert_same(
-        *(
-            read_checkpoint(runs / n / f"iter_{ITERS}.pth")["state_dict"]
-            for n in ("fsdp2", "resumed")
-        )
-    )
+    one, two = (read_checkpoint(runs / n / f"iter_{ITERS}.pth") for n in ("fsdp2", "resumed"))
+    for key in ("state_dict", "averaged"):
+        _assert_same(one[key], two[key])
+    assert not torch.equal(*(next(iter(one[key].values())) for key in ("state_dict", "averaged")))
 
 
 def test_each_process_holds_its_share(runs: Path) -> None:
@@ -135,7 +135,7 @@ def test_one_process_loads_weights_and_optimiser(runs: Path) -> None:
     path = runs / "fsdp2" / f"iter_{ITERS}.pth"
     stored = read_checkpoint(path)
     model, _ = build_model_from_checkpoint(path)
-    _assert_same(model.trained_state_dict(), stored["state_dict"], rtol=0, atol=0)
+    _assert_same(model.trained_state_dict(), stored["averaged"], rtol=0, atol=0)
     runner = build(runs / "experiment.py", runs / "single")
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     runner.resume(str(path))

@@ -96,7 +96,7 @@ def test_keys_of_the_optimizer_and_wrapper_arrive():
     built = PartwiseConstructor(wrapper)(Toy())
     assert built.optimizer.defaults["betas"] == (0.8, 0.9)
     assert built._accumulative_counts == 4
-    assert built.clip_grad_kwargs == {"max_norm": 0.5}
+    assert built.clip_grad_kwargs == {"max_norm": 0.5, "error_if_nonfinite": True}
 
 
 @pytest.mark.parametrize(

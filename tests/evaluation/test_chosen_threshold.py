@@ -78,6 +78,16 @@ def test_other_weights_are_refused(tmp_path):
             without.check_weights(sha256, model, "best.pth")
 
 
+def test_the_other_weights_of_the_checkpoint_are_refused(tmp_path):
+    own = {"file": "best.pth", "sha256": SHA, "weights": "averaged"}
+    averaged, older = written(tmp_path / "x.json", checkpoint=own), written(tmp_path / "y.json")
+    assert averaged.check_weights(SHA, "m" * 16, "best.pth", "averaged") == []
+    assert older.check_weights(SHA, "m" * 16, "best.pth", "raw") == []
+    for chosen, asked in ((averaged, "raw"), (older, "averaged")):
+        with pytest.raises(CheckpointError, match=f"and the {asked} ones are used"):
+            chosen.check_weights(SHA, "m" * 16, "best.pth", asked)
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [

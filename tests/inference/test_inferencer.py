@@ -106,7 +106,7 @@ def test_several_phrases_encode_each_image_once(inferencer, frames, monkeypatch)
     for result in results:
         assert result.probabilities.shape == (3, 64, 64)
         assert result.phrases == phrases and result.seg_emitted == [True] * 3
-        with pytest.raises(ValueError, match="3 questions were asked"):
+        with pytest.raises(ValueError, match="3 phrases were asked"):
             _ = result.mask
     alone = inferencer(frames, "catheter")
     for many, one in zip(results, alone, strict=True):

@@ -18,20 +18,21 @@ def processor() -> Sa2VAProcessor:
 @pytest.mark.parametrize("text", ["blood vessel", "  blood vessel ", DEFAULT_TEXT])
 def test_same_question_in_three_ways(processor, text):
     (question,) = make_questions(text, processor)
-    assert question.phrase == "blood vessel"
+    assert question.phrases == ("blood vessel",) and not question.own_words
     assert question.text == DEFAULT_TEXT == processor.question_for("blood vessel")
 
 
 def test_question_of_ones_own(processor):
     (question,) = make_questions("Where is the catheter?", processor)
-    assert question.phrase == question.text == "Where is the catheter?"
+    assert question.phrases == (question.text,) == ("Where is the catheter?",)
+    assert question.own_words
     ids = processor.question_ids(question.text, 1)
     assert "Where is the catheter?" in processor.decode(ids)
 
 
 def test_several(processor):
     asked = make_questions(["catheter", "Please segment the stent in this image."], processor)
-    assert [question.phrase for question in asked] == ["catheter", "stent"]
+    assert [question.phrases for question in asked] == [("catheter",), ("stent",)]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_an_input_size_equals_a_sam2_made_for_it(shared: Sam2Adapter, size: int)
     images, prompts = noise(1, 3, size, size), noise(1, C, seed=1)
     with torch.no_grad():
         own = model.encode(images)
-        logits, iou = model.decode(own, prompts)
+        logits, iou, _ = model.decode(own, prompts)
         expected = native.get_image_embeddings(images)
         position = native.get_image_wide_positional_embeddings()
     for mine, theirs in zip((own.stride4, own.stride8, own.stride16), expected, strict=True):
@@ -91,7 +91,7 @@ def test_the_mask_with_the_best_predicted_iou_is_returned(
         scores[[0, 1], 0, [best[0] + 1, best[1] + 1]] = 1.0
         monkeypatch.setattr(decoder.iou_prediction_head, "forward", lambda _x, s=scores: s)
         with torch.no_grad():
-            logits, iou = shared.decode(features, prompts)
+            logits, iou, _ = shared.decode(features, prompts)
         masks = seen[-1]
         assert masks.shape[:2] == (2, 3)
         assert all(not torch.equal(masks[0, a], masks[0, b]) for a, b in ((0, 1), (0, 2), (1, 2)))
@@ -140,10 +140,10 @@ def test_many_prompts_at_once_equal_one_by_one(
 ) -> None:
     owner, prompts = torch.tensor([0, 1, 1, 0, 1]), noise(5, C, seed=4)
     with torch.no_grad():
-        logits, iou = shared.decode(features.select(owner), prompts)
+        logits, iou, _ = shared.decode(features.select(owner), prompts)
         for row in range(5):
             single = features.select(owner[row : row + 1])
-            one, score = shared.decode(single, prompts[row : row + 1])
+            one, score, _ = shared.decode(single, prompts[row : row + 1])
             torch.testing.assert_close(logits[row], one[0], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(iou[row], score[0], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(logits[0], logits[3]), "another prompt is another mask"
@@ -153,7 +153,7 @@ def test_many_prompts_at_once_equal_one_by_one(
 def losses_of(model: Sam2Adapter, images: Tensor, prompts: Tensor) -> Tensor:
     label = torch.zeros(1, 64, 64)
     label[:, 10:30, 20:40] = 1
-    logits, _ = model.decode(model.encode(images), prompts)
+    logits, *_ = model.decode(model.encode(images), prompts)
     losses = MaskLoss()(logits, [label])
     return losses["loss_mask"] + losses["loss_dice"]
 
@@ -213,7 +213,7 @@ def test_bfloat16_agrees_with_float32_roughly(decoder: bool) -> None:
     for model, enabled in zip(models, (False, True), strict=True):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             results.append(model.decode(model.encode(noise(1, 3, 64, 64)), noise(1, C, seed=1)))
-    (logits, iou), (half, half_iou) = results
+    (logits, iou, _), (half, half_iou, _) = results
     assert half.dtype == half_iou.dtype == torch.float32
     torch.testing.assert_close(half_iou, iou, atol=0.05, rtol=0.1)
     if int(iou.argmax()) == int(half_iou.argmax()):

@@ -332,3 +332,24 @@ def test_generation_stops_at_the_end_of_the_turn(processor) -> None:
     embedded = model.embed(ids, model.visual_tokens(tiles))
     answer = model.generate(embedded, torch.ones_like(ids), 9)
     assert answer.tolist() == [[processor.eos_token_id]]
+
+
+def test_all_of_the_language_model_and_the_vision_encoder_train(processor) -> None:
+    everything = dict(train_language_model=True, train_vision_encoder=True, train_projector=True)
+    model = adapter(processor, **{**FROZEN, **everything}, dtype="bfloat16")
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    hidden = run(model, *prompt(processor))
+    (hidden.pow(2).sum() + model.logits(hidden[0]).pow(2).sum()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert without == [], "plain DDP refuses parameters without a gradient"
+    parts = model.prediction_parts()
+    assert parts["llm"].trained == parts["llm"].modules
+    assert parts["vit"].trained == parts["vit"].modules
+
+
+@pytest.mark.parametrize(
+    "beside", [dict(lora=dict(r=2)), dict(train_token_rows=True), dict(quantization="nf4")]
+)
+def test_all_or_parts_of_the_language_model(processor, beside: dict) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)train_language_model=True.*lora=None"):
+        adapter(processor, **{**FROZEN, "train_language_model": True, **beside})

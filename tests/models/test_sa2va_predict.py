@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from projects.sa2va.errors import DataError
 from projects.sa2va.models import Sa2VAModel
+from projects.sa2va.models.grounding import Decoded
 
 from .conftest import PHRASE, blob_masks, build, picture, predict_inputs
 
@@ -146,7 +147,9 @@ def test_the_map_goes_through_the_input_size_to_the_original_size(
     frozen_model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(0)) * 5
-    monkeypatch.setattr(frozen_model.grounding, "decode", lambda _f, _p: (logits, None))
+    monkeypatch.setattr(
+        frozen_model.grounding, "decode", lambda *_, **__: Decoded(logits, None, None)
+    )
     inputs = predict_inputs(frozen_model.processor, [picture(0, (50, 33))], [[PHRASE]])
     prediction = frozen_model(inputs=inputs, mode="predict")[0]
     bilinear = dict(mode="bilinear", align_corners=False)
@@ -221,10 +224,10 @@ def test_two_segs_in_one_answer_are_united(model) -> None:
     maps: list[Tensor] = []
     decode = model.grounding.decode
 
-    def spy(features: Any, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        logits, iou = decode(features, prompts)
-        maps.extend(logits)
-        return logits, iou
+    def spy(features: Any, prompts: Tensor, **asked: bool) -> Decoded:
+        decoded = decode(features, prompts, **asked)
+        maps.extend(decoded.logits)
+        return decoded
 
     model.grounding.decode = spy
     speak(model, [seg, *model.processor.tokenizer.encode(" and"), seg])
@@ -270,7 +273,7 @@ def test_seg_in_a_prompt_does_not_count(model) -> None:
     inputs["prompts"] = [[torch.cat([prompt[:-5], seg, prompt[-5:]])]]
     prompts: list[int] = []
     decode = model.grounding.decode
-    model.grounding.decode = lambda f, p: prompts.append(len(p)) or decode(f, p)
+    model.grounding.decode = lambda f, p, **k: prompts.append(len(p)) or decode(f, p, **k)
     assert model(inputs=inputs, mode="predict")[0].seg_emitted == [True]
     assert prompts == [1]
     model.answer_mode = "generate"

@@ -18,6 +18,7 @@ from tests.models.test_sa2va_predict import speak
 
 BFLOAT16 = dict(autocast="bfloat16", mllm=dict(dtype="bfloat16"))
 NF4 = dict(autocast="bfloat16", mllm=dict(dtype="bfloat16", quantization="nf4"))
+HEAD = dict(high_resolution=dict(stride=1, width=2))
 TIED = dict(mllm=dict(config=dict(tie_word_embeddings=True)))
 CPU = Placement("cpu", devices=("cpu",))
 SIZES = [(64, 64), (50, 90), (33, 40)]
@@ -56,12 +57,13 @@ def same(one: Sequence[Prediction], other: Sequence[Prediction]) -> bool:
     ("recipe", "merge", "precision", "mode"),
     [
         (BFLOAT16, False, "config", "forced"),
+        (BFLOAT16 | HEAD, False, "config", "forced"),
         (BFLOAT16, True, "config", "generate"),
         (TIED, False, "config", "generate"),
         (NF4, False, "config", "generate"),
         (BFLOAT16, False, "llm=int8", "generate"),
     ],
-    ids=["beside", "merged", "tied", "nf4", "int8"],
+    ids=["beside", "head", "merged", "tied", "nf4", "int8"],
 )
 def test_bit_for_bit(recipe: dict[str, Any], merge: bool, precision: str, mode: str) -> None:
     if "nf4" in str(recipe):
@@ -92,7 +94,7 @@ def test_bit_for_bit(recipe: dict[str, Any], merge: bool, precision: str, mode: 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_weight_is_in_one_unit(tied: bool) -> None:
-    model = build(mllm=dict(config=dict(tie_word_embeddings=tied)))
+    model = build(mllm=dict(config=dict(tie_word_embeddings=tied)), **HEAD)
     for _ in range(2):
         assert has_tied_tables(model) == tied
         in_units = [id(tensor) for unit in units_of(model) for tensor in unit.tensors()]

@@ -17,8 +17,11 @@ from projects.sa2va.config import load_config
 from projects.sa2va.engine.advice import advise
 from projects.sa2va.errors import ConfigError
 from projects.sa2va.planning import Card, Request, make_plan
+from projects.sa2va.planning.host import host_items
 from projects.sa2va.planning.optimisers import state_bytes, step_bytes
+from projects.sa2va.planning.phases import training_section
 from projects.sa2va.planning.report import as_text
+from projects.sa2va.planning.steps import Frames
 from projects.sa2va.planning.strategies import Strategy, resolve_strategy, strategy_names
 from tests.conftest import ROOT
 
@@ -62,6 +65,23 @@ def test_whole_tables_are_counted_as_the_reference_trains_them(cfg, plan):
     more = whole.section("training").group("trained weights")
     assert more - plan.section("training").group("trained weights") == 4 * whole.held.tables
     assert whole.section("training").peak > plan.section("training").peak
+
+
+@pytest.mark.parametrize(("strategy", "gpus"), [("none", 1), ("ddp", 2), ("fsdp2", 2)])
+def test_averaged_weights_are_four_bytes_a_trained_value(cfg, plan, strategy, gpus):
+    averaging = {**cfg.to_dict(), "custom_hooks": [{"type": "WeightEMAHook"}]}
+    how = Strategy(strategy, gpus)
+    trained = sum(counts[1] for counts in plan.parameters.values())
+    expected = 4 * trained // (gpus if strategy == "fsdp2" else 1)
+    for section, also in (
+        (lambda c: training_section(c, plan.held, {}, Frames(), how), True),
+        (lambda c: host_items(c, plan.held, how), False),
+    ):
+        with_it, without = section(averaging), section(cfg.to_dict())
+        names = {item.name: item.size for item in with_it.items}
+        size = next(size for name, size in names.items() if name.startswith("averaged weights"))
+        assert size == (expected if also else 4 * trained)
+        assert with_it.peak - without.peak == size
 
 
 def test_zero_spreads_states(cfg, plan):

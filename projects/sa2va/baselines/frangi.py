@@ -78,7 +78,11 @@ class FrangiVesselness(BaselineModel):
         self.percentile = float(percentile)
 
     def loss(
-        self, inputs: dict[str, Any], masks: list[Tensor], meta: list[dict]
+        self,
+        inputs: dict[str, Any],
+        masks: list[Tensor],
+        meta: list[dict],
+        skeletons: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """There is nothing to train.
 

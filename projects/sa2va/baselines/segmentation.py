@@ -15,6 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from projects.sa2va.errors import ConfigError, DataError, listing
+from projects.sa2va.models.losses import skeletons_amiss
 from projects.sa2va.models.outputs import Prediction
 from projects.sa2va.models.trained import load_trained_state_dict
 from projects.sa2va.weights.report import LoadReport, PartRow, dtype_names
@@ -80,7 +81,11 @@ class SegmentationBaseline(BaselineModel):
         self.criterion = build_loss(loss)
 
     def loss(
-        self, inputs: dict[str, Any], masks: list[Tensor], meta: list[dict]
+        self,
+        inputs: dict[str, Any],
+        masks: list[Tensor],
+        meta: list[dict],
+        skeletons: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Loss of one batch, at the labels' own resolution.
 
@@ -88,14 +93,17 @@ class SegmentationBaseline(BaselineModel):
             inputs: ``grounding_pixels`` [B, 3, S, S] and ``phrases``, B lists of K texts.
             masks: per sample uint8 [K, H, W]; K may be 0.
             meta: per sample a dict with ``frame``.
+            skeletons: None; there is no loss for them here.
 
         Returns:
             ``loss_mask``, a float32 scalar: the mean over the N maps. Of a network with deep
             supervision the mean over its outputs with weights 1, 1/2, 1/4, ... (nnU-Net).
 
         Raises:
-            DataError: a phrase that is not among the classes.
+            DataError: a phrase that is not among the classes, or skeletons, which nothing reads.
         """
+        if skeletons is not None:
+            raise skeletons_amiss(given=True)
         channels = self._channels_of(inputs["phrases"], meta)
         if [len(own) for own in masks] != [len(own) for own in channels]:
             raise ValueError(

@@ -28,6 +28,7 @@ from .export import (
 )
 from .provenance import provenance
 from .store import (
+    AVERAGED,
     FORMAT,
     changed_frozen_state,
     check_kind,
@@ -172,6 +173,7 @@ def convert(
         "source": path.name,
         "source_sha256": report.sha256 or sha256_of(path),
         "iteration": report.iteration,
+        "weights": report.weights,
         "parts": {row.part: row.checksum for row in report.rows if row.part != MEMORY},
         "notes": report.notes + notes,
         "lora": lora if to in ("sa2va", "native") else "kept",
@@ -200,7 +202,11 @@ def _export_trainable(
             "epoch": 0,
             "world_size": 1,
             **provenance(model, out.parent),
-            **{key: value for key, value in meta.items() if meta.get("format") == FORMAT},
+            **{
+                key: value
+                for key, value in meta.items()
+                if meta.get("format") == FORMAT and key != AVERAGED  # one set of weights now
+            },
             **kept,
             "base_fingerprint": dict(model.base_fingerprint),
             "converted": stored,

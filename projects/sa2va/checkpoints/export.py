@@ -66,6 +66,7 @@ class WholeWeights(Mapping[str, Tensor]):
                 expected="the base in its own precision: 4-bit weights are no published format",
                 fix="add --config CONFIG --cfg-options model.mllm.quantization=None",
             )
+        _check_published(model)
         self._model, self._merge, self._dtype = model, merge, dtype
         self._names = our_names(model)
         self._own = {o: n for o, n in self._names.items() if not o.endswith(_ADAPTER)}
@@ -224,6 +225,21 @@ def export_adapter(model: Sa2VAModel, out: Path, provenance: dict) -> None:
     """
     _check_has_adapter(model)
     _make_folder(out, lambda folder: _fill_adapter(model, folder, provenance), provenance)
+
+
+def _check_published(model: Sa2VAModel) -> None:
+    """Raises ConfigError for a model whose masks the published code would draw otherwise."""
+    ours = {
+        "model.high_resolution": model.high_resolution is not None,
+        "model.grounding.multimask=False": not getattr(model.grounding, "multimask", True),
+    }
+    found = [name for name, is_set in ours.items() if is_set]
+    if found:
+        raise ConfigError(
+            found=f"a model with {listing(found)}, which the published code does not know",
+            expected="SAM2's own masks, for a whole model that predicts elsewhere as it does here",
+            fix="use --to trainable: --checkpoint and load_from of this project read it",
+        )
 
 
 def _check_has_adapter(model: Sa2VAModel) -> None:

@@ -23,7 +23,7 @@ from projects.sa2va.weights.tables import OUR_TRAINING, REFERENCE_TRAINING
 
 from .deepspeed_folder import is_deepspeed_folder
 from .foreign import PROVENANCE_FILE
-from .store import FORMAT, read_checkpoint, sha256_of
+from .store import AVERAGED, FORMAT, choose_weights, read_checkpoint, sha256_of
 
 _TRAINING = {"trainable": OUR_TRAINING, "reference-training": REFERENCE_TRAINING}
 _META = ("model", "iter", "epoch", "time", "experiment_name", "seed", "world_size", "git_commit")
@@ -50,11 +50,16 @@ class Weights:
     trained: bool = False
 
 
-def open_weights(path: str | Path) -> Weights:
+def open_weights(path: str | Path, weights: str | None = None) -> Weights:
     """Opens anything that this project reads: base weights, exports, training checkpoints.
 
+    Args:
+        path: file or folder.
+        weights: ``averaged`` or ``raw`` ones of a training checkpoint; None: averaged where it
+            has them, as a test takes them.
+
     Raises:
-        CheckpointError: not there, damaged, or of no known layout.
+        CheckpointError: not there, damaged, or of no known layout; or without an average.
     """
     path = Path(path)
     if not path.exists():
@@ -64,14 +69,13 @@ def open_weights(path: str | Path) -> Weights:
             fix="correct the path",
         )
     if is_deepspeed_folder(path):
-        return _training(path, read_checkpoint(path))
+        return _training(path, read_checkpoint(path), weights)
     source = open_source(path)
     if source.layout.name == "adapter":
-        return _training(path, read_checkpoint(path))
+        return _training(path, read_checkpoint(path), weights)
     if source.layout.name in _TRAINING:
-        return _training(
-            path, {**source.files.extra, "state_dict": source.files, "layout": source.layout.name}
-        )
+        held = {"state_dict": source.files, "layout": source.layout.name}
+        return _training(path, {**source.files.extra, **held}, weights)
     sources = [source]
     if (path / SAM2_FOLDER).is_dir() and (path / PROJECTOR_FOLDER).is_dir():
         sources += [open_source(path / SAM2_FOLDER), open_source(path / PROJECTOR_FOLDER)]
@@ -91,9 +95,10 @@ def open_weights(path: str | Path) -> Weights:
     )
 
 
-def _training(path: Path, checkpoint: Mapping[str, Any]) -> Weights:
+def _training(path: Path, checkpoint: Mapping[str, Any], weights: str | None) -> Weights:
     meta = dict(checkpoint.get("meta", {}))
-    state, layout = checkpoint["state_dict"], checkpoint["layout"]
+    state, which = choose_weights(checkpoint, path, weights)
+    layout = checkpoint["layout"]
     extra = dict(checkpoint.get("changed_frozen", {}))
     facts = {key: str(meta[key]) for key in _META if meta.get(key) is not None}
     if path.is_file():
@@ -128,7 +133,10 @@ def _training(path: Path, checkpoint: Mapping[str, Any]) -> Weights:
     if layout == "trainable":
         facts["format"] = str(meta.get("format", f"none (expected {FORMAT})"))
         facts["resumable"] = "yes" if "optimizer" in checkpoint or kind else "no (weights only)"
-        for key in ("base_fingerprint", "added_tokens", "data_splits"):
+        if AVERAGED in checkpoint:
+            how = ", ".join(f"{key} {value}" for key, value in meta[AVERAGED].items())
+            facts["weights"] = f"{which} ones above; it holds raw and averaged ones ({how})"
+        for key in ("base_fingerprint", "added_tokens", "init_from", "data_splits"):
             if meta.get(key):
                 facts[key.replace("_", " ")] = json.dumps(meta[key])
     if extra:

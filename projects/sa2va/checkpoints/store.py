@@ -2,9 +2,11 @@
 
 A checkpoint is one file (or, under DeepSpeed, one folder) with ``state_dict`` (what was trained,
 under the model's own names), ``meta`` (provenance; see ``provenance.py``) and, for resuming,
-``optimizer``, ``param_schedulers`` and ``message_hub``. ``changed_frozen`` is there where a
-checkpoint of the reference replaced frozen weights of the base (whole embedding tables). It holds
-tensors and plain Python types only, so that it loads with ``weights_only=True``.
+``optimizer``, ``param_schedulers`` and ``message_hub``. ``averaged`` holds the same names as
+``state_dict`` where the run averaged its weights (``engine/ema.py``; ``meta.averaged`` says how).
+``changed_frozen`` is there where a checkpoint of the reference replaced frozen weights of the base
+(whole embedding tables). It holds tensors and plain Python types only, so that it loads with
+``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from projects.sa2va.errors import CheckpointError, listing, suggest
+from projects.sa2va.errors import CheckpointError, ConfigError, listing, suggest
 from projects.sa2va.models import Sa2VAModel, SegmentationModel, fingerprint
 from projects.sa2va.models.parameters import frozen_tensors
 from projects.sa2va.models.pretrained import PROJECTOR_FOLDER
@@ -35,6 +38,8 @@ from .foreign import load_foreign, read_adapter
 from .stored_config import read_stored_config
 
 FORMAT = "sa2va-vessel/1"
+AVERAGED, RAW = "averaged", "raw"
+"""Which weights of a checkpoint are meant: their average over training, or the last step's."""
 
 
 def write_atomically(payload: dict[str, Any], path: str | os.PathLike) -> None:
@@ -180,8 +185,44 @@ def _not_a_checkpoint(path: Path, reason: str) -> CheckpointError:
     )
 
 
+def choose_weights(
+    checkpoint: Mapping[str, Any], path: str | os.PathLike, weights: str | None = None
+) -> tuple[Mapping[str, Tensor], str]:
+    """The state dict that is meant, and what it is: ``averaged`` or ``raw``.
+
+    Args:
+        checkpoint: what :func:`read_checkpoint` gave.
+        path: where it came from, for messages.
+        weights: ``averaged`` or ``raw``; None is the average where the checkpoint has one.
+
+    Raises:
+        ConfigError: ``weights`` is neither.
+        CheckpointError: the average is asked for and there is none.
+    """
+    if weights not in (None, AVERAGED, RAW):
+        raise ConfigError(
+            found=f"weights={weights!r}",
+            expected=f"{AVERAGED!r} or {RAW!r}" + suggest(str(weights), (AVERAGED, RAW)),
+            fix=f"correct --weights (test_cfg.weights), or leave it out: {AVERAGED!r} where the "
+            "checkpoint has an average",
+        )
+    average = checkpoint.get(AVERAGED)
+    if weights == AVERAGED and average is None:
+        raise CheckpointError(
+            found=f"{path} holds no averaged weights",
+            expected="a checkpoint of a run with WeightEMAHook in custom_hooks",
+            fix=f"leave --weights out, or --weights {RAW}",
+        )
+    if average is None or weights == RAW:
+        return checkpoint["state_dict"], RAW
+    return average, AVERAGED
+
+
 def load_trained(
-    model: SegmentationModel, checkpoint: dict[str, Any], path: str | os.PathLike
+    model: SegmentationModel,
+    checkpoint: dict[str, Any],
+    path: str | os.PathLike,
+    weights: str | None = None,
 ) -> LoadReport:
     """Puts the trained weights of ``checkpoint`` into ``model``, strictly.
 
@@ -189,6 +230,7 @@ def load_trained(
         model: built over the base weights of that training.
         checkpoint: what :func:`read_checkpoint` gave.
         path: where it came from.
+        weights: see :func:`choose_weights`; a run that goes on takes the raw ones.
 
     Returns:
         The report of all parts: base weights, and what the checkpoint replaced.
@@ -200,6 +242,8 @@ def load_trained(
     check_kind(model.kind, checkpoint["meta"], path)
     report = model.load_report()
     report.source, report.iteration = str(path), checkpoint["meta"].get("iter")
+    state, report.weights = choose_weights(checkpoint, path, weights)
+    checkpoint = {**checkpoint, "state_dict": state}
     if checkpoint["layout"] == "trainable":
         report.format = "DeepSpeed folder" if Path(path).is_dir() else "checkpoint file"
         report.rows += _load_ours(model, checkpoint, path)

@@ -17,9 +17,13 @@ from .augment import build_augment
 from .image_io import check_intensity, read_image
 from .patients import PatientIds, pseudonym, stem_names
 from .records import Findings, Obj, Record, rasterise
+from .skeletons import thick_skeletons
 
 # Keep random choices apart: switching augmentation on must not change which phrases are drawn.
 _PHRASE_STREAM, _AUGMENT_STREAM = 0x9A5E, 0xA06E
+
+Question = list[tuple[str, Obj | None]]
+"""The phrases of one question with what each means; None for one that is not in the image."""
 
 
 class VesselDataset(Dataset, ABC):
@@ -43,6 +47,8 @@ class VesselDataset(Dataset, ABC):
         intensity: ``own_range`` or ``full_range`` for images deeper than 8 bits.
         indices: only these records, in this order.
         limit: only the first ``limit`` records (after ``indices``).
+        skeletons: training items hold thick skeletons of their masks, for the skeleton recall loss
+            (``model.mask_loss.skeleton_recall_weight``).
         spacing: mm from one pixel to the next (or of rows, columns), where all frames share it;
             None: unknown, and no distance is given in mm.
         seed: of augmentation and drawn phrases.
@@ -73,6 +79,7 @@ class VesselDataset(Dataset, ABC):
         patient: Mapping[str, Any] | None = None,
         max_phrases_per_sample: int | None = 5,
         intensity: str = "own_range",
+        skeletons: bool = False,
         indices: Sequence[int] | None = None,
         limit: int | None = None,
         spacing: float | Sequence[float] | None = None,
@@ -81,6 +88,7 @@ class VesselDataset(Dataset, ABC):
         self.data_root = Path(data_root or "").expanduser()
         self.test_mode = test_mode
         self.intensity = check_intensity(intensity)
+        self.skeletons = skeletons
         self.max_phrases_per_sample = _at_least_1("max_phrases_per_sample", max_phrases_per_sample)
         _at_least_1("limit", limit)
         self.spacing = _spacing(spacing)
@@ -155,7 +163,8 @@ class VesselDataset(Dataset, ABC):
         Returns:
             Both: pixel_values float32 [n, 3, T, T]; grounding_pixels float32 [3, S, S]; ``meta``
             (index, frame, patient, phrases, image_path, height, width, spacing). Training besides:
-            input_ids and labels int64 [L], pad_id, masks uint8 [K, H, W] (K may be 0). Testing
+            input_ids and labels int64 [L], pad_id, masks uint8 [K, H, W] (K may be 0), and
+            ``skeletons`` of the same shape where they are asked for. Testing
             besides: prompts (K times int64 [L]), size (H, W), truth uint8 [K, H, W]. With
             ``processor.image_only`` ``phrases`` (K texts) takes the place of tiles and tokens.
 
@@ -168,13 +177,28 @@ class VesselDataset(Dataset, ABC):
             raise IndexError(f"index {virtual_index} of a data set of {len(self)} frames")
         epoch, index = divmod(virtual_index, len(self))
         record = self.records[index]
-        image = self.image(index)
+        image = self.image(index, epoch)
         if self.test_mode:
             return self._test_item(index, image, record.objects)
         return self._train_item(index, image, epoch)
 
-    def image(self, index: int) -> np.ndarray:
+    def on_disk(self) -> VesselDataset | None:
+        """The data set whose files the frames come from, for checks that read all files.
+
+        Itself, where a frame is a file; None where frames are made without any file.
+        """
+        return self
+
+    def identity(self) -> str | None:
+        """What stands for the frames where files do not; None: files and labels do."""
+        return None
+
+    def image(self, index: int, epoch: int = 0) -> np.ndarray:
         """Returns the image of a record, uint8 RGB [H, W, 3], at its original size.
+
+        Args:
+            index: of the record.
+            epoch: for data sets that make new frames every epoch; files are always the same.
 
         Raises:
             DataError: it cannot be read, or has another size than the record says.
@@ -191,8 +215,11 @@ class VesselDataset(Dataset, ABC):
             )
         return image
 
-    def masks(self, index: int, objects: Sequence[Obj] | None = None) -> np.ndarray:
-        """Returns the masks of a record's objects (or of some of them), uint8 [K, H, W]."""
+    def masks(self, index: int, objects: Sequence[Obj] | None = None, epoch: int = 0) -> np.ndarray:
+        """Returns the masks of a record's objects (or of some of them), uint8 [K, H, W].
+
+        ``epoch`` is as in :meth:`image`.
+        """
         record = self.records[index]
         objects = record.objects if objects is None else objects
         masks = [rasterise(obj, record.height, record.width) for obj in objects]
@@ -209,9 +236,10 @@ class VesselDataset(Dataset, ABC):
     def _train_item(self, index: int, image: np.ndarray, epoch: int) -> dict[str, Any]:
         record = self.records[index]
         rng = np.random.default_rng([_PHRASE_STREAM, self.seed, epoch, index])
-        objects = self._drawn(record.objects, rng)
-        phrases = [self._wording(obj.phrase, rng) for obj in objects]
-        masks = self.masks(index, objects)
+        asked = self.draw_questions(record, rng)
+        labelled = [(phrase, obj) for one in asked for phrase, obj in one if obj is not None]
+        phrases = [phrase for phrase, _ in labelled]
+        masks = self.masks(index, [obj for _, obj in labelled], epoch)
         if self.augment:
             rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, epoch, index])
             image, masks = self.augment(image, masks, rng)
@@ -220,11 +248,16 @@ class VesselDataset(Dataset, ABC):
             "masks": torch.from_numpy(masks),
             "meta": self._meta(index, phrases, image),
         }
+        if self.skeletons:
+            item["skeletons"] = torch.from_numpy(thick_skeletons(masks))
         if self.processor.image_only:
             return {**item, "phrases": phrases}
         tiles = self.processor.tiles(image)
-        asked = [(self.processor.question_for(p), self.processor.answer) for p in phrases]
-        input_ids, labels = self.processor.conversation(asked or record.turns, len(tiles))
+        turns = [
+            self.processor.turn([p for p, _ in one], [obj is not None for _, obj in one])
+            for one in asked
+        ]
+        input_ids, labels = self.processor.conversation(turns or record.turns, len(tiles))
         return {
             **item,
             "input_ids": input_ids,
@@ -244,6 +277,19 @@ class VesselDataset(Dataset, ABC):
             "width": image.shape[1],
             "spacing": self.spacing,
         }
+
+    def draw_questions(self, record: Record, rng: np.random.Generator) -> list[Question]:
+        """What one training conversation asks: here each of the drawn objects by itself.
+
+        Args:
+            record: of the image.
+            rng: of nothing but (seed, epoch, index).
+        """
+        return [[(self._wording(obj.phrase, rng), obj)] for obj in self._drawn(record.objects, rng)]
+
+    def labelled(self, index: int) -> list[Obj]:
+        """The objects of a record that were drawn by hand, each region once, for checks of them."""
+        return self.records[index].objects
 
     def _drawn(self, objects: list[Obj], rng: np.random.Generator) -> list[Obj]:
         most = self.max_phrases_per_sample

@@ -23,12 +23,13 @@ def sa2va_collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         Training: ``inputs`` with input_ids, labels (-100 where padded) and attention_mask, int64
         [B, L], right padded; pixel_values float32 [sum of tiles, 3, T, T]; tiles_per_image;
-        grounding_pixels float32 [B, 3, S, S]. Beside it ``masks`` (B times uint8 [K, H, W]) and
-        ``meta``.
+        grounding_pixels float32 [B, 3, S, S]. Beside it ``masks`` (B times uint8 [K, H, W]),
+        ``meta`` and, of data sets that make them, ``skeletons`` (as the masks).
 
         Testing: ``inputs`` with pixel_values, tiles_per_image, grounding_pixels, prompts (B lists
-        of K int64 [L]) and sizes (B times (H, W)). Beside it ``truth`` and ``meta``, which the
-        test loop hands to the evaluator and never to the model.
+        of K int64 [L]), asked (B lists of K tuples of phrases) and sizes (B times (H, W)). Beside
+        it ``truth`` and ``meta``, which the test loop hands to the evaluator and never to the
+        model.
 
         Of ``image_only`` items ``inputs`` has ``grounding_pixels``, ``phrases`` (B lists of K
         texts) and, in testing, ``sizes``.
@@ -43,7 +44,10 @@ def sa2va_collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     inputs = collate_inputs(items)
     meta = [item["meta"] for item in items]
     if "masks" in items[0]:
-        return {"inputs": inputs, "masks": [item["masks"] for item in items], "meta": meta}
+        labels = {
+            key: [item[key] for item in items] for key in ("masks", "skeletons") if key in items[0]
+        }
+        return {"inputs": inputs, **labels, "meta": meta}
     return {"inputs": inputs, "truth": [item["truth"] for item in items], "meta": meta}
 
 
@@ -73,6 +77,7 @@ def _for_language_model(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     if "prompts" in items[0]:
         inputs["prompts"] = [item["prompts"] for item in items]
+        inputs["asked"] = [item["asked"] for item in items]
         return inputs
     ids = [item["input_ids"] for item in items]
     labels = [item["labels"] for item in items]

@@ -90,6 +90,14 @@ def check_dataset(
             "check `data_root` and the other paths of this data set in the config",
         )
     report = IntegrityReport(frames=len(dataset))
+    files = dataset.on_disk()
+    if files is not dataset:
+        dataset.image(0)  # shows at once whether frames can be made at all
+        if files is not None:
+            report.warnings = check_dataset(
+                files, verify, workers=workers, progress=progress
+            ).warnings
+        return report
     findings = Findings(f"{name} ({dataset.image_root})")
     if verify == "header":
         _check_headers(dataset, findings)
@@ -138,6 +146,8 @@ def check_splits(
     """
     _check_level(verify)
     findings, warnings = Findings("splits"), []
+    on_disk = {name: dataset.on_disk() for name, dataset in splits.items()}
+    splits = {name: dataset for name, dataset in on_disk.items() if dataset is not None}
     by = {"full": "pixels", "header": "bytes"}.get(verify)
     if by is not None:
         hashes = {n: image_hashes(d, by, workers, progress) for n, d in splits.items()}
@@ -184,11 +194,11 @@ def _decode(dataset: VesselDataset, index: int) -> _Frame:
     """Reads image and masks of one frame in full."""
     try:
         image = dataset.image(index)
-        masks = dataset.masks(index)
+        masks = dataset.masks(index, dataset.labelled(index))
         turned = exif_orientation(dataset.records[index].image_path) != 1
     except DataError as error:
         return _Frame(error=error)
-    shares = masks.reshape(len(masks), -1).mean(axis=1)
+    shares = masks.mean(axis=(1, 2))
     return _Frame(
         pixel_hash=pixel_hash(image),
         perceptual_hash=perceptual_hash(image),

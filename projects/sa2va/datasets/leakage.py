@@ -146,10 +146,12 @@ def training_record(
         bytes a frame); ``patients``: their pseudonyms; ``pseudonym_check``: a value that is equal
         where pseudonyms were made with the same key. Sorted, so that it says nothing of the order.
     """
-    pixels = [text[:_PIXEL_DIGITS] for text in image_hashes(dataset, "pixels")]
-    rows = set(zip(pixels, image_hashes(dataset, "perceptual"), strict=True))
-    patients = {name for name in dataset.patients if name is not None}
-    check = dataset.pseudonym_check
+    files, rows, patients, check = dataset.on_disk(), set(), set(), None
+    if files is not None:
+        pixels = [text[:_PIXEL_DIGITS] for text in image_hashes(files, "pixels")]
+        rows = set(zip(pixels, image_hashes(files, "perceptual"), strict=True))
+        patients = {name for name in files.patients if name is not None}
+        check = files.pseudonym_check
     if earlier is not None:
         rows |= set(zip(*_hashes_of(earlier), strict=True))
         if earlier["pseudonym_check"] == check:
@@ -191,7 +193,10 @@ def check_unseen(
     pixels, perceptual = _hashes_of(record)
     known, packed = set(pixels), pack_hashes(perceptual)
     findings, warnings = Findings(source), []
-    for split, dataset in splits.items():
+    for split, evaluated in splits.items():
+        dataset = evaluated.on_disk()
+        if dataset is None:
+            continue
         names = [f"{split}/{name}" for name in dataset.frame_ids]
         own = image_hashes(dataset, "pixels", workers, progress)
         same = {n for n, text in zip(names, own, strict=True) if text[:_PIXEL_DIGITS] in known}

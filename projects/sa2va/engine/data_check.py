@@ -106,7 +106,9 @@ def _other_split(which: str, name: str, config: Mapping[str, Any]) -> VesselData
     """A split with its images read; None, with a warning, where it cannot be read."""
     try:
         dataset = DATASETS.build(config)
-        image_hashes(dataset, "pixels", progress=True)
+        files = dataset.on_disk()
+        if files is not None:
+            image_hashes(files, "pixels", progress=True)
     except DataError as error:
         # Tests also run where the training data are not; a broken one is training's affair.
         long = {"train": "training"}.get(which, which)

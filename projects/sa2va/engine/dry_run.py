@@ -149,6 +149,7 @@ def _recipe(cfg: Config, request: Request, steps: int, work: Path) -> Config:
     write_dataset(work / "frames", frames, size=request.frame_size, progress=False)
     plain = cfg.to_dict()
     plain["data_root"] = str(work / "frames")
+    plain["load_from"] = plain["init_from"] = None
     synthetic = Config.fromfile(_SYNTHETIC)
     for split in _SPLITS:
         key = f"{split}_dataloader"

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from projects.sa2va.checkpoints import sha256_of
+from projects.sa2va.checkpoints import RAW, sha256_of
 from projects.sa2va.errors import ConfigError
 from projects.sa2va.evaluation.chosen_threshold import (
     ChosenThreshold,
@@ -63,6 +63,7 @@ def choose_threshold(
     threshold: str | None,
     checkpoint: str | None,
     options: Mapping[str, Any] | None = None,
+    weights: str = RAW,
 ) -> ChosenThreshold | None:
     """Sets the evaluator's threshold and post-processing, and says where they come from.
 
@@ -72,13 +73,14 @@ def choose_threshold(
             where there is one and it was chosen on another split, else for the config's.
         checkpoint: file or folder; None for a model without one.
         options: overrides of the config; one of threshold or post-processing counts as a number.
+        weights: which of the checkpoint's are tested, ``averaged`` or ``raw``.
 
     Returns:
         The threshold file that is used, or None.
 
     Raises:
         ConfigError: no such file, or no number above 0 and at most 1.
-        CheckpointError: the file is of another checkpoint.
+        CheckpointError: the file is of another checkpoint, or of its other weights.
     """
     source: dict[str, Any] = {"kind": "config"}
     chosen = None
@@ -103,7 +105,8 @@ def choose_threshold(
             PostProcess(**(cfg.test_evaluator.get("postprocess") or {})).check(number)
     if chosen is not None:
         sha256 = None if checkpoint is None else sha256_of(checkpoint)
-        notes = chosen.check_weights(sha256, model_digest(cfg.model.to_dict()), str(checkpoint))
+        digest = model_digest(cfg.model.to_dict())
+        notes = chosen.check_weights(sha256, digest, str(checkpoint), weights)
         for note in notes:
             print_log(note, logger="current", level=logging.WARNING)
         cfg.test_evaluator.threshold = chosen.threshold

@@ -24,10 +24,10 @@ from mmengine.utils import apply_to
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from projects.sa2va.checkpoints import (
+    RAW,
     changed_frozen_state,
     check_resumable,
     load_trained,
@@ -39,6 +39,7 @@ from projects.sa2va.models.trained import trained_parameters
 
 from .optim import refuse_sharded
 from .runner import Sa2VARunner
+from .shards import full_tensor, shard_like
 
 _ENCODERS = ("MLLM vision encoder", "SAM2 image encoder")
 _TABLES = ("MLLM embeddings", "MLLM head")
@@ -158,34 +159,16 @@ def spread(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     shards = {
-        index: {key: _shard_like(value, parameters[index]) for key, value in values.items()}
+        index: {key: shard_like(value, parameters[index]) for key, value in values.items()}
         for index, values in state["state"].items()
     }
     return {**state, "state": shards}
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def _first_keeps(tensor: Tensor) -> Tensor:
     """The whole tensor on the CPU of the first process, an empty one elsewhere."""
-    whole = _whole(tensor)
+    whole = full_tensor(tensor)
     return whole.cpu().clone() if is_main_process() else whole.new_empty(0, device="cpu")
-
-
-def _shard_like(value: Any, parameter: DTensor) -> Any:
-    """``value``'s shard where it is a moment of ``parameter``; else as it is (a step count)."""
-    if not torch.is_tensor(value) or value.shape != parameter.shape:
-        return value
-    # Every process has read the whole tensor: nothing need be sent.
-    return distribute_tensor(
-        value.to(parameter.device),
-        parameter.device_mesh,
-        parameter.placements,
-        src_data_rank=None,
-    )
 
 
 @RUNNERS.register_module()
@@ -202,7 +185,8 @@ class Sa2VAShardedRunner(Sa2VARunner):
         self._checkpoint: dict[str, Any] | None = None
         if self._load_from is not None:
             self._checkpoint = read_checkpoint(self._load_from)
-            self.load_report = load_trained(model, self._checkpoint, self._load_from)
+            weights = RAW if self._resume else None
+            self.load_report = load_trained(model, self._checkpoint, self._load_from, weights)
             if is_main_process():
                 self._changed_frozen = changed_frozen_state(model)
         device = torch.device(get_device())
@@ -217,7 +201,7 @@ class Sa2VAShardedRunner(Sa2VARunner):
 
         def clip_all(*args: Any, **kwargs: Any) -> Tensor | None:
             norm = clip(*args, **kwargs)
-            return None if norm is None else _whole(norm)
+            return None if norm is None else full_tensor(norm)
 
         if clip is not None:
             built.clip_func = clip_all
@@ -243,7 +227,11 @@ class Sa2VAShardedRunner(Sa2VARunner):
 
     def trained_state(self) -> dict[str, Tensor]:
         """What was trained, gathered."""
-        return gather(trained_parameters(self.model))
+        return self.whole(trained_parameters(self.model))
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gathered; only the first process has the result."""
+        return gather(tensors)
 
     def optimizer_state(self) -> dict[str, Any]:
         """State dict of the optimiser wrapper, gathered."""

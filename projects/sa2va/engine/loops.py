@@ -29,6 +29,8 @@ from projects.sa2va.placement import (
 )
 
 from .bare import bare_model
+from .divergence import check_losses, gradients_watched, name_step
+from .ema import averaged_weights
 from .evaluation_setup import describe_source
 from .stopping import VALIDATION_DUE, StopOnSignal, ValidationStopped
 
@@ -84,7 +86,15 @@ class Sa2VATrainLoop(IterBasedTrainLoop):
         """
         seed = self.runner.seed or 0
         torch.manual_seed(seed + 1_000_003 * self._iter + 7_919 * get_rank())
-        super().run_iter(data_batch)
+        runner, where = self.runner, {"batch_idx": self._iter, "data_batch": data_batch}
+        runner.call_hook("before_train_iter", **where)
+        step = name_step(self._iter, data_batch["meta"])
+        with gradients_watched(bare_model(runner.model), step):
+            losses = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
+        # Before any hook averages or saves weights that are lost.
+        check_losses(losses, step)
+        runner.call_hook("after_train_iter", **where, outputs=losses)
+        self._iter += 1
 
 
 class _PredictLoop:
@@ -133,14 +143,15 @@ class _PredictLoop:
 
 @LOOPS.register_module()
 class Sa2VAValLoop(_PredictLoop, ValLoop):
-    """Validation during training: metrics only, no files."""
+    """Validation during training, of the averaged weights where there are any; no files."""
 
     def run(self) -> dict[str, float]:
         """Predicts and scores the validation frames."""
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
-        self._predict(self.runner.model.val_step, "val")
+        with averaged_weights(self.runner):
+            self._predict(self.runner.model.val_step, "val")
         metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")
@@ -170,6 +181,7 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
         test_split: hash of the config's test split where other frames are scored.
         threshold_source: where the evaluator's threshold comes from; tools/test.py sets these
             three (:mod:`.evaluation_setup`).
+        weights: ``averaged`` or ``raw`` ones of the checkpoint; None: averaged where it has them.
     """
 
     CONFIG_SCHEMAS: ClassVar = {"placement": Placement, "precision": None}
@@ -186,6 +198,7 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
         split_name: str = "test",
         test_split: str | None = None,
         threshold_source: Mapping[str, Any] | None = None,
+        weights: str | None = None,
     ) -> None:
         super().__init__(runner, dataloader, evaluator)
         self.out_dir = out_dir or runner.log_dir
@@ -195,6 +208,7 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
         self._is_prepared = False
         self.split = {"split_name": split_name, "test_split": test_split}
         self.threshold_source = dict(threshold_source or {"kind": "config"})
+        self.weights = weights
 
     def run(self) -> dict[str, float]:
         """Predicts, scores and writes the test frames."""

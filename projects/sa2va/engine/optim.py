@@ -65,6 +65,14 @@ class PartwiseConstructor(DefaultOptimWrapperConstructor):
         trained = (p for group in groups.values() for p in group["params"])
         if wrapper.get("type") == "OptimWrapper" and can_fuse(optimizer, trained):
             optimizer["fused"] = True
+        clip = wrapper.get("clip_grad")
+        if (
+            wrapper.get("type") == "OptimWrapper"
+            and clip is not None
+            and clip.get("type", "norm") == "norm"
+        ):
+            # Else torch scales all gradients by NaN, and which were so is lost (divergence.py).
+            wrapper["clip_grad"] = {"error_if_nonfinite": True, **clip}
         optimizer["params"] = list(groups.values())
         return OPTIM_WRAPPERS.build(
             wrapper, default_args={"optimizer": OPTIMIZERS.build(optimizer)}

@@ -11,12 +11,15 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from projects.sa2va.checkpoints import (
+    InitFrom,
     check_resumable,
     read_checkpoint,
     read_stored_config,
 )
 from projects.sa2va.config import flatten
 from projects.sa2va.errors import CheckpointError, listing
+
+from .ema import ema_settings
 
 # What decides the losses of a run. Everything else (validation, logging, folders) may change.
 _SECTIONS = ("model", "train_dataloader", "optim_wrapper", "param_scheduler")
@@ -71,6 +74,7 @@ def set_resume(cfg: Config, resume: str, seed: int | None) -> dict[str, Any] | N
     cfg.resume, cfg.load_from = True, str(path)
     if cfg.get("strategy") is not None:
         cfg.strategy.load_trained_from = str(path)
+        cfg.strategy.goes_on = True
     return meta
 
 
@@ -169,6 +173,10 @@ def _recipe(config: Config) -> dict[str, Any]:
         if key.split(".")[-1] not in _FREE_KEYS
     }
     flat.pop("train_dataloader.batch_size", None)  # see _check_frames
+    flat |= flatten({"WeightEMAHook": ema_settings(config)})
+    # Where its checkpoint lies now, or whether it still does, is nothing to a run that goes on.
+    init = InitFrom.from_config(plain.get("init_from"))
+    flat["init_from.parts"] = None if init is None else init.parts
     return flat
 
 

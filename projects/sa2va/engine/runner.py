@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from projects.sa2va.checkpoints import (
+    AVERAGED,
+    RAW,
+    InitFrom,
     LoadReport,
     changed_frozen_state,
     check_resumable,
+    load_parts,
     load_trained,
     pack_message_hub,
     provenance,
     read_checkpoint,
+    read_initial,
     unpack_message_hub,
     write_atomically,
 )
 from projects.sa2va.models import parameter_table
 
 from .bare import bare_model
+from .ema import weight_ema
 from .memory import limit_memory
 from .out_of_memory import explain_out_of_memory
 from .stopping import keep_workers
@@ -37,6 +44,7 @@ class CheckpointsOfOurs:
     """What this runner and the one for DeepSpeed (zero.py) share."""
 
     load_report: LoadReport | None = None
+    initial: dict[str, Any] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with explain_out_of_memory(self):
@@ -58,6 +66,11 @@ class CheckpointsOfOurs:
         with explain_out_of_memory(self):
             return super().test()
 
+    def report_initial(self, report: LoadReport, initial: dict[str, Any]) -> None:
+        """Keeps and logs what was taken from another checkpoint (``init_from``)."""
+        self.load_report, self.initial = report, initial
+        self.logger.info(f"Weights by part\n{report.text()}")
+
     def trained_state(self) -> dict[str, Tensor]:
         """What was trained, whole and on the CPU; all processes take part.
 
@@ -68,6 +81,15 @@ class CheckpointsOfOurs:
     def optimizer_state(self) -> dict[str, Any]:
         """State dict of the optimiser wrapper, as :meth:`trained_state`."""
         return self.optim_wrapper.state_dict()
+
+    def averaged_state(self) -> dict[str, Tensor] | None:
+        """Averaged weights, as :meth:`trained_state`; None where nothing is averaged."""
+        hook = weight_ema(self)
+        return None if hook is None else self.whole(hook.shadow)
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies on the CPU of tensors that lie as the trained weights do."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
     def changed_frozen(self) -> dict[str, Tensor]:
         """Frozen weights that a checkpoint replaced, on the CPU."""
@@ -81,6 +103,9 @@ class CheckpointsOfOurs:
             ):
                 scheduler.load_state_dict(state)
         unpack_message_hub(self.message_hub, checkpoint["message_hub"])
+        self.initial = checkpoint["meta"].get("init_from")
+        if (hook := weight_ema(self)) is not None:
+            hook.resume(checkpoint)
         self.train_loop._epoch = checkpoint["meta"]["epoch"]
         self.train_loop._iter = checkpoint["meta"]["iter"]
         self._has_loaded = True
@@ -102,7 +127,7 @@ class CheckpointsOfOurs:
         All processes call it, and take part in gathering what is sharded; the first writes.
         """
         model = bare_model(self.model)
-        trained = self.trained_state()
+        trained, averaged = self.trained_state(), self.averaged_state()
         optimizer = self.optimizer_state() if save_optimizer else None
         if not is_main_process():
             return
@@ -111,6 +136,11 @@ class CheckpointsOfOurs:
             # What no run goes on from need not be kept in float32.
             "state_dict": trained if save_optimizer else model.rounded_for_prediction(trained),
         }
+        if averaged is not None:
+            checkpoint[AVERAGED] = (
+                averaged if save_optimizer else model.rounded_for_prediction(averaged)
+            )
+            checkpoint["meta"][AVERAGED] = weight_ema(self).settings()
         if model.changed_frozen:
             checkpoint["changed_frozen"] = self.changed_frozen()
         if optimizer is not None:
@@ -136,6 +166,8 @@ class CheckpointsOfOurs:
             world_size=self.world_size,
             time=time.strftime("%Y-%m-%dT%H:%M:%S"),
         )
+        if self.initial is not None:
+            meta["init_from"] = self.initial
         return meta
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
@@ -162,6 +194,14 @@ class Sa2VARunner(CheckpointsOfOurs, Runner):
         super().setup_env(env_cfg)
         limit_memory(self.cfg.get("memory_budget_gib"))
 
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """Builds, and takes the parts that ``init_from`` names, where a run begins."""
+        built = super().build_model(model)
+        init = InitFrom.from_config(self.cfg.get("init_from"))
+        if init is not None and self._train_loop is not None and not self._resume:
+            self.report_initial(*load_parts(built, read_initial(init), init))
+        return built
+
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wraps in DDP where several processes train.
 
@@ -181,9 +221,14 @@ class Sa2VARunner(CheckpointsOfOurs, Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Loads trained weights strictly; see :func:`checkpoints.load_trained`."""
+        """Loads trained weights strictly; see :func:`checkpoints.load_trained`.
+
+        A test may ask for the raw ones; a run that starts from them takes the average, as all
+        predictions do.
+        """
+        weights = self.test_loop.weights if self._train_loop is None else None
         checkpoint = read_checkpoint(filename)
-        self.load_report = load_trained(bare_model(self.model), checkpoint, filename)
+        self.load_report = load_trained(bare_model(self.model), checkpoint, filename, weights)
         self.logger.info(self.load_report.text())
         self._has_loaded = True
         return checkpoint
@@ -197,7 +242,7 @@ class Sa2VARunner(CheckpointsOfOurs, Runner):
         """
         checkpoint = read_checkpoint(filename)
         check_resumable(checkpoint, filename)
-        self.load_report = load_trained(bare_model(self.model), checkpoint, filename)
+        self.load_report = load_trained(bare_model(self.model), checkpoint, filename, RAW)
         self.logger.info(self.load_report.text())
         self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
         self.optim_wrapper.load_state_dict(checkpoint["optimizer"])

@@ -15,15 +15,24 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from projects.sa2va.checkpoints import DATA_SPLITS_FILE, check_kind, read_checkpoint
+from projects.sa2va.checkpoints import (
+    DATA_SPLITS_FILE,
+    RAW,
+    InitFrom,
+    check_kind,
+    choose_weights,
+    read_checkpoint,
+    read_initial,
+)
 from projects.sa2va.config import load_config
 from projects.sa2va.errors import ConfigError, SetupError, listing, suggest
 from projects.sa2va.evaluation.metrics import choose_metrics
 from projects.sa2va.files import make_writable, write_atomic
-from projects.sa2va.models.segmentation import nothing_to_train
+from projects.sa2va.models.segmentation import nothing_to_train, predicts_no_masks
 from projects.sa2va.placement import Placement, choose_placement, parse_precision
 
 from .data_check import check_test_data, check_training_data
+from .ema import check_ema
 from .evaluation_setup import choose_split, choose_threshold
 from .folders import remove_half_written
 from .fsdp import choose_strategy
@@ -71,20 +80,25 @@ def prepare_training(
     choose_strategy(cfg, strategy, deepspeed, distributed)
     if deepspeed is not None:
         _use_deepspeed(cfg, deepspeed, distributed)
+    check_ema(cfg)
     cfg.resume = False  # a dumped config of a resumed run says True
     meta = set_resume(cfg, resume, seed) if resume is not None else None
-    loaded = meta
-    if meta is None and cfg.get("load_from"):
-        loaded = read_checkpoint(cfg.load_from)["meta"]
-    if loaded is not None:
-        check_kind(cfg.model.type, loaded, cfg.load_from)
+    loaded, source = meta, cfg.get("load_from")
+    init = InitFrom.from_config(cfg.get("init_from"))
+    if meta is None and init is not None:
+        _only_one_start(cfg, init)
+        loaded, source = read_initial(init)["meta"], init.checkpoint
+    elif loaded is None and source:
+        loaded = read_checkpoint(source)["meta"]
+    if loaded is not None and source == cfg.get("load_from"):
+        check_kind(cfg.model.type, loaded, source)
     # Augmentation and the order of frames follow the run's seed; weights have seeds of their own.
     if cfg.get("train_dataloader"):
         cfg.train_dataloader.dataset.setdefault("seed", cfg.randomness.seed or 0)
     if meta is not None:
         check_same_experiment(cfg, meta, cfg.load_from)
     if _is_first_process():
-        splits = check_training_data(cfg, loaded, cfg.get("load_from"))
+        splits = check_training_data(cfg, loaded, source)
         if meta is not None:
             check_same_data(splits["train"]["hash"], meta, cfg.load_from)
         text = json.dumps(splits, indent=1).encode()
@@ -107,6 +121,7 @@ def prepare_test(
     gpus: int | None = None,
     memory_gib: float | None = None,
     precision: str | None = None,
+    weights: str | None = None,
     cfg_options: dict[str, Any] | None = None,
     distributed: bool = False,
 ) -> Config:
@@ -124,6 +139,8 @@ def prepare_test(
         placement, gpus, memory_gib: see :func:`projects.sa2va.placement.choose_placement`; None is
             what ``test_cfg.placement`` says, and one card where it says nothing.
         precision: see :func:`projects.sa2va.placement.parse_precision`.
+        weights: ``averaged`` or ``raw`` ones of the checkpoint; None is what ``test_cfg.weights``
+            says, and the average, where there is one, where it says nothing.
         cfg_options: overrides.
         distributed: whether a launcher starts several processes.
 
@@ -139,9 +156,23 @@ def prepare_test(
     # A config dumped by a DeepSpeed run: testing needs neither its runner nor its strategy.
     cfg.runner_type = "Sa2VARunner"
     cfg.pop("strategy", None)
-    meta = None if checkpoint is None else read_checkpoint(checkpoint)["meta"]
-    if meta is not None:
+    cfg.init_from = None  # a checkpoint has what was taken from it; without one it is another model
+    if not MODELS.get(cfg.model.type).predicts_masks:
+        raise predicts_no_masks(cfg.model.type)
+    cfg.test_cfg = cfg.get("test_cfg") or {"type": "Sa2VATestLoop"}
+    cfg.test_cfg.weights = weights or cfg.test_cfg.get("weights")
+    meta, tested = None, RAW
+    if checkpoint is not None:
+        read = read_checkpoint(checkpoint)
+        meta = read["meta"]
         check_kind(cfg.model.type, meta, str(checkpoint))
+        tested = choose_weights(read, checkpoint, cfg.test_cfg.weights)[1]
+    elif cfg.test_cfg.weights is not None:
+        raise ConfigError(
+            found=f"--weights {cfg.test_cfg.weights} (test_cfg.weights) with --checkpoint none",
+            expected="a checkpoint, which holds them",
+            fix="leave --weights out, or give a checkpoint",
+        )
     if out is not None:
         cfg.test_cfg.out_dir = str(make_writable(out, "--out"))
     if show_dir is not None:
@@ -150,7 +181,7 @@ def prepare_test(
         choose_metrics(metrics)  # refused now, not after the model is loaded
         cfg.test_evaluator.metric_set = metrics
     held_out = choose_split(cfg, split)
-    chosen = choose_threshold(cfg, threshold, checkpoint, cfg_options)
+    chosen = choose_threshold(cfg, threshold, checkpoint, cfg_options, tested)
     training = (cfg.get("train_dataloader") or {}).get("dataset")
     for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
         cfg.pop(key, None)
@@ -194,6 +225,15 @@ def _choose_place(
         precision=chosen,
     )
     cfg.test_cfg.placement, cfg.test_cfg.precision = place.as_config(), chosen.as_dict()
+
+
+def _only_one_start(cfg: Config, init: InitFrom) -> None:
+    if cfg.get("load_from"):
+        raise ConfigError(
+            found=f"load_from={cfg.load_from} together with init_from.checkpoint={init.checkpoint}",
+            expected="one of them: load_from takes all that was trained, init_from parts of it",
+            fix="set load_from=None, or init_from=None",
+        )
 
 
 def _check_trains(cfg: Config, config: str) -> None:
@@ -275,6 +315,7 @@ def _use_deepspeed(cfg: Config, deepspeed: str, distributed: bool) -> None:
         "gradient_clipping": float(max_norm),
         "exclude_frozen_parameters": True,
         "load_trained_from": cfg.get("load_from"),
+        "init_from": cfg.get("init_from"),
     }
     cfg.runner_type = "Sa2VAFlexibleRunner"
     cfg.optim_wrapper = {

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from projects.sa2va.checkpoints import DATA_SPLITS_FILE, read_checkpoint, sha256_of
+from projects.sa2va.checkpoints import DATA_SPLITS_FILE, RAW, read_checkpoint, sha256_of
 from projects.sa2va.datasets.leakage import training_record
 from projects.sa2va.errors import CheckpointError, ConfigError, DataError
 from projects.sa2va.evaluation.chosen_threshold import (
@@ -109,7 +109,12 @@ def tune(
     about = {
         "split": report["split"],
         "split_name": report["split_name"],
-        "checkpoint": weights and {"file": weights.name, "sha256": report["checkpoint"]["sha256"]},
+        "checkpoint": weights
+        and {
+            "file": weights.name,
+            "sha256": report["checkpoint"]["sha256"],
+            "weights": report["checkpoint"].get("weights", RAW),
+        },
         "model": run.model,
         "run": Path(folder).resolve().name,
         "answer_mode": report.get("answer_mode"),

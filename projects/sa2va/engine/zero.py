@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from mmengine.config import ConfigDict
@@ -11,7 +12,15 @@ from mmengine.runner._flexible_runner import FlexibleRunner
 from torch import Tensor, nn
 from xtuner.engine import DeepSpeedStrategy
 
-from projects.sa2va.checkpoints import LoadReport, load_trained, read_checkpoint
+from projects.sa2va.checkpoints import (
+    RAW,
+    InitFrom,
+    LoadReport,
+    load_parts,
+    load_trained,
+    read_checkpoint,
+    read_initial,
+)
 from projects.sa2va.errors import CheckpointError, listing
 from projects.sa2va.models import Sa2VAModel
 
@@ -33,15 +42,26 @@ class Sa2VADeepSpeedStrategy(DeepSpeedStrategy):
         config: DeepSpeed's configuration.
         load_trained_from: checkpoint whose trained weights the model starts from. They are loaded
             before sharding, so that DeepSpeed's float32 masters begin with them.
+        goes_on: whether a run goes on from that checkpoint: then its raw weights are taken.
+        init_from: of the config; nothing is taken where ``load_trained_from`` is set.
         kwargs: those of xtuner's strategy.
     """
 
+    CONFIG_SCHEMAS: ClassVar = {"init_from": None}
+
     def __init__(
-        self, config: ConfigDict | dict, load_trained_from: str | None = None, **kwargs: Any
+        self,
+        config: ConfigDict | dict,
+        load_trained_from: str | None = None,
+        goes_on: bool = False,
+        init_from: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         plain = config.to_dict() if isinstance(config, ConfigDict) else config
         super().__init__(config=plain, **kwargs)
-        self.load_trained_from = load_trained_from
+        self.load_trained_from, self.goes_on = load_trained_from, goes_on
+        self.init_from = InitFrom.from_config(init_from)
+        self.initial: dict[str, Any] | None = None
         self.checkpoint: dict[str, Any] | None = None
         self.load_report: LoadReport | None = None
         self.groups: list[list[nn.Parameter]] = []
@@ -63,8 +83,16 @@ class Sa2VADeepSpeedStrategy(DeepSpeedStrategy):
         built = super().build_model(model)
         if self.load_trained_from is not None:
             self.checkpoint = read_checkpoint(self.load_trained_from)
-            self.load_report = load_trained(built, self.checkpoint, self.load_trained_from)
+            self.load_report = load_trained(
+                built,
+                self.checkpoint,
+                self.load_trained_from,
+                RAW if self.goes_on else None,
+            )
             _refuse_changed_frozen(built, self.load_trained_from)
+        elif self.init_from is not None:
+            source = read_initial(self.init_from)
+            self.load_report, self.initial = load_parts(built, source, self.init_from)
         self.hf_deepspeed_config = HfDeepSpeedConfig(self.config)
         return built
 
@@ -126,6 +154,12 @@ class Sa2VAFlexibleRunner(CheckpointsOfOurs, FlexibleRunner):
     def seed(self) -> int | None:
         """Seed of the strategy, which owns it here."""
         return self.strategy.seed
+
+    def load_or_resume(self) -> None:
+        """As mmengine's; parts of another checkpoint are loaded by now, and only reported."""
+        super().load_or_resume()
+        if self.strategy.initial is not None:
+            self.report_initial(self.strategy.load_report, self.strategy.initial)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Reports the weights that the strategy loaded before sharding."""

@@ -3,6 +3,7 @@
 Metrics: ``overlap``, ``ranking``, ``centreline``, ``surface`` and ``topology``, one family each,
 over ``geometry``; ``metrics`` puts them together. ``rows`` is what is kept of each frame,
 ``summary`` the means, ``bootstrap`` their intervals, ``oracle`` the ceiling of the decoder's grid,
+``phrases`` the scores by phrase,
 ``guards`` the checks, ``report`` all of it. ``vessel_metric`` is the evaluator that mmengine runs,
 ``scoring`` its work on one frame, ``writer`` the result files, ``pictures`` the six-panel pictures,
 ``table`` the table of the log. ``html_report`` makes a page of the files. ``run_folder`` reads

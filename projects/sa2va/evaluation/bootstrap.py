@@ -71,6 +71,18 @@ def percentile_interval(statistics: np.ndarray, level: float) -> Interval | None
     return float(low), float(high)
 
 
+def cluster_rows(frames: Sequence[FrameResult]) -> list[tuple[str, list[Row]]]:
+    """What is drawn again: 'patient' or 'frame' with all rows of it, in an order of its own."""
+    groups: dict[tuple[str, Any], list[Row]] = {}
+    for frame in frames:
+        known = frame.patient is not None
+        key = ("patient", frame.patient) if known else ("frame", frame.index)
+        if frame.rows:
+            groups.setdefault(key, []).extend(frame.rows)
+    # Sorted, so that no interval depends on the order of the frames.
+    return [(key[0], groups[key]) for key in sorted(groups, key=repr)]
+
+
 def intervals(
     frames: Sequence[FrameResult],
     names: Sequence[str],
@@ -88,16 +100,9 @@ def intervals(
         of: which scores of a row.
         resamples, seed, level: of the bootstrap; the same seed gives the same intervals.
     """
-    groups: dict[tuple[str, Any], list[Scores]] = {}
-    for frame in frames:
-        known = frame.patient is not None
-        key = ("patient", frame.patient) if known else ("frame", frame.index)
-        if frame.rows:
-            groups.setdefault(key, []).extend(of(row) for row in frame.rows)
-    # In sorted order, so that no interval depends on the order of the frames.
-    keys = sorted(groups, key=repr)
-    clusters = [groups[key] for key in keys]
-    patients = [groups[key] for key in keys if key[0] == "patient"]
+    groups = [(unit, [of(row) for row in rows]) for unit, rows in cluster_rows(frames)]
+    clusters = [scores for _, scores in groups]
+    patients = [scores for unit, scores in groups if unit == "patient"]
     settings = {"level": level, "resamples": resamples, "seed": seed}
     about = {
         "unit": "patient" if patients else "frame",

@@ -77,19 +77,22 @@ class ChosenThreshold:
             **{key: self.content.get(key) for key in keys},
         }
 
-    def check_weights(self, sha256: str | None, model: str, source: str) -> list[str]:
+    def check_weights(
+        self, sha256: str | None, model: str, source: str, weights: str = "raw"
+    ) -> list[str]:
         """Refuses other weights than those it was chosen for.
 
         Args:
             sha256: of the checkpoint; None for a model without one.
             model: digest of the config's model (:func:`model_digest`).
             source: the checkpoint's path, for messages.
+            weights: which of the checkpoint's are meant, ``averaged`` or ``raw``.
 
         Returns:
             A warning where the config's model differs.
 
         Raises:
-            CheckpointError: another checkpoint, or without one another model.
+            CheckpointError: another checkpoint, its other weights, or without one another model.
         """
         own = self.content["checkpoint"]
         expected = None if own is None else own["sha256"]
@@ -101,6 +104,14 @@ class ChosenThreshold:
             raise CheckpointError(
                 found=f"{self.path} was chosen for {theirs}, and {ours} is tested",
                 expected="the checkpoint that the threshold was chosen for, unchanged",
+                fix=f"{_AGAIN}; or --threshold config for the threshold of the config",
+            )
+        tuned_for = (own or {}).get("weights", "raw")  # older files are of raw ones
+        if tuned_for != weights:
+            raise CheckpointError(
+                found=f"{self.path} was chosen for the {tuned_for} weights of {source}, and the "
+                f"{weights} ones are used",
+                expected="a threshold of the weights that are used",
                 fix=f"{_AGAIN}; or --threshold config for the threshold of the config",
             )
         if same_model:

@@ -13,6 +13,9 @@ patient ids are known): its d is the mean over its frames, and
   they are all equal; ``improved`` and ``worsened`` are the shares of patients for whom B is better
   or worse.
 
+Runs with several phrases also have ``segment_dice_over_phrases`` and the like
+(:mod:`.compare_phrases`).
+
 Runs are comparable if they were scored on the same frames against the same masks by the same
 rules. If not, the comparison is refused. Thresholds may differ, each chosen on its validation data.
 """
@@ -31,6 +34,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError, listing, suggest
 from .bootstrap import Interval, draw_weights, percentile_interval
+from .compare_phrases import OVER_PHRASES, OverPhrases, pair_values, phrase_metrics
 from .metrics import LOWER_IS_BETTER
 from .postprocess import PostProcess
 from .run_folder import read_report
@@ -139,7 +143,8 @@ def compare_runs(
         )
     for run in runs[1:]:
         check_comparable(runs[0], run)
-    known = runs[0].report["metrics"]
+    of_phrases = phrase_metrics(runs[0].report)
+    known = [*runs[0].report["metrics"], *of_phrases]
     for name in metrics or ():
         if name not in known:
             raise ConfigError(
@@ -153,10 +158,18 @@ def compare_runs(
     found = []
     for a, b in itertools.combinations(runs, 2):
         for metric in metrics or known:
-            values = [[_value(run.rows[key][metric]) for key in keys] for run in (a, b)]
+            if metric in of_phrases:
+                pairs = [pair_values(metric, run.report, run.rows, keys) for run in (a, b)]
+                values = np.array(pairs)
+            else:
+                rows = [[_value(run.rows[key][metric]) for key in keys] for run in (a, b)]
+                values = np.array(rows)
+            phrases = None
+            if metric.endswith(OVER_PHRASES):
+                phrases = OverPhrases.of(values, groups, keys)
             found.append(
                 _difference(
-                    metric, (a.name, b.name), np.array(values), groups, resamples, rng, level
+                    metric, (a.name, b.name), values, groups, resamples, rng, level, phrases
                 )
             )
     return Comparison(
@@ -273,17 +286,23 @@ def _difference(
     resamples: int,
     rng: np.random.Generator,
     level: float,
+    phrases: OverPhrases | None = None,
 ) -> Difference:
-    """``values`` is [2, rows], of A and B."""
+    """``values`` is [2, rows], of A and B; ``phrases`` their sums for a mean over phrases."""
     defined = ~np.isnan(values).any(axis=0)
-    means = [cluster_means(side[defined], groups[defined]) for side in values]
-    d = cluster_means((values[1] - values[0])[defined], groups[defined])
+    if phrases is None:
+        means = [cluster_means(side[defined], groups[defined]) for side in values]
+        d = cluster_means((values[1] - values[0])[defined], groups[defined])
+    else:
+        means = list(phrases.contributions())
+        d = means[1] - means[0]
     better = -d if metric in LOWER_IS_BETTER else d
     mean = float(d.mean()) if len(d) else math.nan
     spread = float(d.std(ddof=1)) if len(d) > 1 else 0.0
     interval = None
     if len(d) > 1:
-        drawn = draw_weights(len(d), resamples, int(rng.integers(2**32))) @ d / len(d)
+        weights = draw_weights(len(d), resamples, int(rng.integers(2**32)))
+        drawn = weights @ d / len(d) if phrases is None else phrases.resampled(weights)
         interval = percentile_interval(drawn, level)
     return Difference(
         metric=metric,

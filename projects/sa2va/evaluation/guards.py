@@ -49,6 +49,11 @@ def check_frame(truth: Tensor, meta: Mapping[str, Any], prediction: Prediction) 
         for number, emitted in enumerate(prediction.seg_emitted)
     ):
         fault, expected = "a map that is not zero for an answer without [SEG]", "an all-zero map"
+    elif prediction.presence is not None and not (
+        len(prediction.presence) == asked and all(0 <= p <= 1 for p in prediction.presence)
+    ):
+        fault = f"presence {prediction.presence} of {asked} phrases"
+        expected = "a probability for each phrase, or None"
     if fault:
         raise DataError(
             found=f"frame {meta['frame']!r}: {fault}",

@@ -54,7 +54,8 @@ class RunRow:
     def faults(self) -> list[str]:
         """What went wrong altogether; empty for most rows."""
         tp, fp, fn = (self.counts[name] for name in ("tp", "fp", "fn"))
-        found = [] if self.seg_emitted else ["no [SEG] in the answer"]
+        # Nothing there and nothing given is what should be.
+        found = [] if self.seg_emitted or not tp + fn else ["no [SEG] in the answer"]
         if tp + fn and not tp + fp:
             found.append("empty prediction")
         elif fp and not tp + fn:

@@ -18,6 +18,7 @@ from .html_files import RunFiles, RunRow, number, read_picture
 from .html_provenance import definitions, provenance
 from .html_threshold import reliability_section, threshold_section
 from .metrics import LOWER_IS_BETTER
+from .phrases import MEAN_NAMES, PHRASE_NAMES, Score, score_text
 
 PAGE = "report.html"
 _HEADLINE = ("dice", "cldice", "hd95")
@@ -67,6 +68,7 @@ def html_report(run: RunFiles) -> str:
             tag("h1", title),
             _banner(run),
             *_summary(run),
+            *_phrases(run),
             *_distributions(run),
             *_patients(run),
             *_frames(run),
@@ -139,6 +141,51 @@ def _summary(run: RunFiles) -> list[Html]:
         tag("p", _about_intervals(report.get("intervals"))),
         *([tag("p", _about_oracle(oracle))] if oracle else []),
     ]
+
+
+def _phrases(run: RunFiles) -> list[Html]:
+    """Scores by phrase, of a run with several."""
+    content = run.report.get("phrases")
+    if not content:
+        return []
+    heads = {
+        "dice": "Dice where present",
+        "dice_over_phrases": "Dice, mean over phrases",
+        "dice_over_pairs": "Dice, mean over present pairs",
+        "false_positive_rate": "false-positive rate where absent",
+        "miss_rate": "miss rate where present",
+    }
+    means = [
+        [kind, *(_score(scores[name]) for name in MEAN_NAMES)]
+        for kind, scores in content["means"].items()
+    ]
+    rows = [
+        [
+            *(row["phrase"], row["kind"], row["present"], row["absent"]),
+            *(_score(row[name]) for name in PHRASE_NAMES),
+        ]
+        for row in content["by_phrase"]
+    ]
+    said = (
+        "A pair is a phrase of a frame. Present: its truth has a pixel; absent: it has none. The "
+        "false-positive rate is the share of absent pairs that got a mask, the miss rate that of "
+        "present pairs that got none; a missed pair has Dice 0. Brackets: 95 % intervals as above."
+    )
+    return [
+        tag("h2", "Phrases"),
+        tag("p", said),
+        table(["kind of phrase", *(heads[name] for name in MEAN_NAMES)], means),
+        table(
+            ["phrase", "kind", "present", "absent", *(heads[name] for name in PHRASE_NAMES)],
+            rows,
+            "sortable",
+        ),
+    ]
+
+
+def _score(stored: dict[str, Any]) -> str:
+    bounds = stored["interval"]
+    return score_text(Score(number(stored["value"]), tuple(bounds) if bounds else None))
 
 
 def _cards(run: RunFiles, kind: str, unit: str) -> Html:

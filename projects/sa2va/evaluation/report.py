@@ -10,6 +10,7 @@ from typing import Any
 from .bootstrap import Intervals, intervals
 from .guards import copy_fault, notes_on
 from .metrics import Scorer
+from .phrases import PhraseScores, phrase_scores
 from .reliability import describe, reliability_of
 from .rows import FrameResult, tally
 from .summary import Summary, summarise
@@ -38,6 +39,7 @@ class Report:
         oracle: the means of the truth pushed through ``grid``, or None.
         calibration: what :func:`.reliability.reliability` found, or None where it was not kept.
         fault: why these are no results; empty if they are.
+        phrases: scores by phrase, or None where there is only one.
     """
 
     frames: Sequence[FrameResult]
@@ -49,6 +51,7 @@ class Report:
     oracle: Summary | None
     calibration: dict[str, Any] | None
     fault: str
+    phrases: PhraseScores | None
 
     @classmethod
     def of(
@@ -60,6 +63,7 @@ class Report:
         resamples: int = 0,
         max_exact_copies: float = 1.0,
         frames_of_split: int | None = None,
+        phrase_kinds: Mapping[str, str] | None = None,
     ) -> Report:
         """Computes them.
 
@@ -70,6 +74,7 @@ class Report:
             resamples: of the intervals; 0 for none.
             max_exact_copies: see :func:`~.guards.copy_fault`.
             frames_of_split: how many there would be without ``limit`` and ``indices``.
+            phrase_kinds: kind of each phrase, where the data set tells kinds apart.
         """
         counts = tally(frames)
         counts["frames_of_split"] = counts["frames"] if frames_of_split is None else frames_of_split
@@ -83,6 +88,9 @@ class Report:
             oracle=summarise(frames, scorer.names, lambda row: row.oracle) if grid else None,
             calibration=reliability_of(frames, resamples) if scorer.calibration else None,
             fault=copy_fault(counts, max_exact_copies),
+            phrases=phrase_scores(frames, phrase_kinds, resamples=resamples)
+            if counts["phrases"] > 1
+            else None,
         )
 
     @property
@@ -96,6 +104,8 @@ class Report:
         if self.summary.per_patient:
             flat |= {f"patient_{n}": value for n, value in self.summary.patient_mean.items()}
         flat |= {f"pooled_{name}": self.summary.pooled[name] for name in ("dice", "iou")}
+        if self.phrases is not None:
+            flat |= self.phrases.flat()
         return flat | {"seg_emission_rate": self.seg_emission_rate}
 
     def table(self) -> str:
@@ -119,7 +129,13 @@ class Report:
 
     def notes(self) -> list[str]:
         """What a reader of the numbers must know, one line each."""
-        return notes_on(self.counts)
+        notes = notes_on(self.counts)
+        rows = [row for frame in self.frames for row in frame.rows]
+        right = sum(row.counts.empty_truth and not row.seg_emitted for row in rows)
+        if right and self.phrases is not None:
+            # Behind the note that counts all answers without [SEG].
+            notes.insert(1, f"{right} of these are right: their phrase is not in the image.")
+        return notes
 
     def content(self, provenance: Mapping[str, Any], warnings: Sequence[str]) -> dict[str, Any]:
         """What metrics.json holds.
@@ -153,6 +169,8 @@ class Report:
             },
             "per_frame": frame_records(self.frames),
         }
+        if self.phrases is not None:
+            own["phrases"] = self.phrases.as_dict()
         return {**dict.fromkeys(PROVENANCE), **provenance, **own}
 
     def _oracle(self) -> dict[str, Any] | None:
@@ -171,7 +189,7 @@ OWN_KEYS = frozenset(
         *("valid", "invalid_because", "mean", "patient_mean", "pooled", "undefined", "intervals"),
         *("oracle", "metrics", "centreline_tolerance_px", "threshold", "threshold_rule"),
         *("postprocess", "calibration", "seg_emission_rate", "counts", "warnings"),
-        *("per_patient", "per_frame"),
+        *("per_patient", "per_frame", "phrases"),
     )
 )
 """Keys of metrics.json that are no provenance."""

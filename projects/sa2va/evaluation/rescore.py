@@ -30,6 +30,7 @@ class _Stored:
     probabilities: torch.Tensor
     answers: list[str]
     seg_emitted: list[bool]
+    presence: list[float] | None = None
 
 
 def rescore(
@@ -76,6 +77,7 @@ def rescore(
             torch.from_numpy(np.stack([item.probability for item in items])),
             [item.record["answer"] for item in items],
             [item.record["seg_emitted"] for item in items],
+            [item.record["presence"] for item in items] if "presence" in items[0].record else None,
         )
         truth = torch.from_numpy(np.stack([item.truth for item in items]).astype(np.uint8))
         metric.process({"truth": [truth], "meta": [items[0].meta]}, [stored])
@@ -91,9 +93,10 @@ def _threshold(
         return report["threshold"], report.get("postprocess"), report.get("threshold_source")
     if not isinstance(threshold, ChosenThreshold):
         return threshold, report.get("postprocess"), {"kind": "command line"}
-    sha256 = (report.get("checkpoint") or {}).get("sha256")
+    tested = report.get("checkpoint") or {}
+    source, weights = f"the checkpoint of {run.folder}", tested.get("weights", "raw")
     for note in [
-        *threshold.check_weights(sha256, run.model, f"the checkpoint of {run.folder}"),
+        *threshold.check_weights(tested.get("sha256"), run.model, source, weights),
         *threshold.check_frames(run.dataset, report.get("split_name") or "test"),
     ]:
         print_log(note, logger="current", level=logging.WARNING)

@@ -20,6 +20,7 @@ class Row:
         answer: the answer's text.
         stem: name of this row's files, without folder and ending.
         truth_hash: of the true mask; the same for equal masks only.
+        presence: probability that the phrase is in the image, where the model gives one.
         oracle: the truth itself, pushed through the decoder's grid, against the truth.
         prediction_rle: predicted mask as COCO RLE (``counts`` as ASCII text), when needed.
         truth_rle: the truth likewise.
@@ -31,6 +32,7 @@ class Row:
     answer: str
     stem: str
     truth_hash: str = ""
+    presence: float | None = None
     oracle: Scores | None = None
     prediction_rle: dict | None = None
     truth_rle: dict | None = None

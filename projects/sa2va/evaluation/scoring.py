@@ -30,7 +30,9 @@ from .rows import FrameResult, Row
 from .writer import ResultsWriter, encode_mask, file_stem
 
 WORTH_A_POOL = 300
-"""Frames a process from which its own scoring processes pay off: each imports for seconds."""
+"""Maps a process from which its own scoring processes pay off: each imports for seconds."""
+MANY_PHRASES = 8
+"""Phrases of a data set from which writing a frame's files takes longer than handing it over."""
 _MOST_WORKERS = 8
 _AHEAD = 4  # frames a worker that may wait: bounds memory, evens out slow frames
 
@@ -45,6 +47,7 @@ class FrameJob:
         truth: bool [K, H, W].
         probabilities: float32 [K, H, W].
         answers, seg_emitted: of the K phrases.
+        presence: of the K phrases, or None.
     """
 
     meta: Mapping[str, Any]
@@ -52,6 +55,7 @@ class FrameJob:
     probabilities: np.ndarray
     answers: list[str]
     seg_emitted: list[bool]
+    presence: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class FrameWork:
                     answer=job.answers[number],
                     stem=stem,
                     truth_hash=mask_hash(truth),
+                    presence=None if job.presence is None else job.presence[number],
                     oracle=oracle,
                     prediction_rle=encode_mask(mask) if self.keep_prediction else None,
                     truth_rle=encode_mask(truth) if self.keep_truth else None,
@@ -118,14 +123,14 @@ def mask_hash(mask: np.ndarray) -> str:
     return hashlib.sha256(f"{mask.shape}".encode() + np.packbits(mask).tobytes()).hexdigest()[:16]
 
 
-def default_workers(frames: int, processes: int = 1) -> int:
-    """How many scoring processes ``frames`` frames a process are worth; 0: none.
+def default_workers(maps: int, processes: int = 1) -> int:
+    """How many scoring processes ``maps`` maps a process are worth; 0: none.
 
     Args:
-        frames: that this process will score.
+        maps: that this process will score, about.
         processes: of the run on this machine, which share its cores.
     """
-    if frames < WORTH_A_POOL:
+    if maps < WORTH_A_POOL:
         return 0
     return max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // processes))
 

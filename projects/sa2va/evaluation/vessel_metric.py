@@ -26,7 +26,7 @@ from .pictures import PictureChoice, draw_all
 from .postprocess import PostProcess
 from .report import OWN_KEYS, PROVENANCE, Report
 from .rows import FrameResult
-from .scoring import FrameJob, FrameWork, ScoringPool, default_workers
+from .scoring import MANY_PHRASES, FrameJob, FrameWork, ScoringPool, default_workers
 from .writer import PROBABILITY_FORMATS, ResultsWriter, strict
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class VesselMetric(BaseMetric):
         centreline_tolerance: of centreline precision and recall, in px.
         bootstrap: number of resamples of the intervals; 0 for none. Drawn for results with files.
         workers: scoring processes beside the test loop; 0 scores in the loop; None decides by the
-            number of frames, metrics and cores.
+            number of frames, phrases, metrics and cores.
         max_exact_copies: share of the non-empty masks that may be predicted to the pixel before it
             is an error; 1 switches the check off.
         out_dir: folder of results (:mod:`.writer`), or None for numbers only, as in validation
@@ -210,11 +210,14 @@ class VesselMetric(BaseMetric):
         )
         workers = self.workers
         if workers is None:
-            frames = (self.dataset_meta or {}).get("frames", 0) // get_world_size()
-            # Overlap alone is quicker than handing the maps over.
-            slow = self.names != choose_metrics("fast")
+            meta = self.dataset_meta or {}
+            frames = meta.get("frames", 0) // get_world_size()
+            phrases = len(meta.get("phrases", ()))
+            # Overlap alone is quicker than handing the maps over; files of many phrases are not.
+            files = self._writer is not None and phrases >= MANY_PHRASES
+            slow = files or self.names != choose_metrics("fast")
             local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            workers = default_workers(frames, local) if slow else 0
+            workers = default_workers(frames * max(1, phrases), local) if slow else 0
         if workers:
             self._pool = ScoringPool(self._work, workers)
 
@@ -253,10 +256,11 @@ class VesselMetric(BaseMetric):
 
         Returns:
             The metrics averaged over rows by their names, ``patient_<name>`` where there are
-            patients, ``pooled_dice``, ``pooled_iou`` and ``seg_emission_rate``. An undefined mean
-            is ``nan``, not 0 and not left out: the key stays, no false score enters a curve, and
-            mmengine's ``save_best`` (with ``rule='greater'``) never takes it for the best, since
-            no comparison with ``nan`` holds.
+            patients, ``pooled_dice``, ``pooled_iou`` and ``seg_emission_rate``; of several phrases
+            also the means of :mod:`.phrases`, with the kind of phrase before them. An undefined
+            mean is ``nan``, not 0 and not left out: the key stays, no false score enters a curve,
+            and mmengine's ``save_best`` (with ``rule='greater'``) never takes it for the best,
+            since no comparison with ``nan`` holds.
 
         Raises:
             SuspectResultsError: predictions are copies of the truth.
@@ -268,6 +272,7 @@ class VesselMetric(BaseMetric):
             resamples=0 if self._writer is None else self.bootstrap,
             max_exact_copies=self.max_exact_copies,
             frames_of_split=(self.dataset_meta or {}).get("frames_of_split"),
+            phrase_kinds=(self.dataset_meta or {}).get("phrase_kinds"),
         )
         if is_main_process():
             self._show(report)
@@ -279,6 +284,8 @@ class VesselMetric(BaseMetric):
     def _show(self, report: Report) -> None:
         """Prints the table and what there is to say about it, and writes the files."""
         print_log(f"\n{report.table()}", logger="current")
+        if report.phrases is not None:
+            print_log(f"\n{report.phrases.table()}", logger="current")
         warnings, writer = report.notes(), self._writer
         if writer is not None:
             absent = [key for key in PROVENANCE if key not in self._provenance]
@@ -323,6 +330,7 @@ def _job(truth: Tensor, meta: Mapping[str, Any], prediction: Prediction) -> Fram
         probabilities=prediction.probabilities.detach().cpu().numpy().astype(np.float32),
         answers=list(prediction.answers),
         seg_emitted=list(prediction.seg_emitted),
+        presence=prediction.presence,
     )
 
 

@@ -104,6 +104,7 @@ def frame_records(frames: Iterable[FrameResult]) -> list[dict[str, Any]]:
             "seg_emitted": row.seg_emitted,
             "answer": row.answer,
             "file": row.stem,
+            **({} if row.presence is None else {"presence": row.presence}),
         }
         for frame in frames
         for row in frame.rows
@@ -193,6 +194,7 @@ class ResultsWriter:
         """
         columns = ["frame", "patient", "phrase", *names, "tp", "fp", "fn", "tn"]
         columns += ["seg_emitted", "answer", "file"]
+        columns += ["presence"] if any("presence" in record for record in records) else []
 
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, columns, extrasaction="ignore")

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .inferencer import Sa2VAInferencer, reasons
+from .inferencer import Sa2VAInferencer, reasons, unmapped_notes, unmapped_text
 from .inputs import GLOB, list_files
 from .journal import Journal, alone
 from .outputs import is_output
-from .questions import DEFAULT_TEXT, make_questions
+from .questions import DEFAULT_TEXT
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Done:
         folder: of the files.
         predicted, skipped: images of this run, and of an earlier one.
         failed: images without a prediction, with the reason.
+        unmapped: images whose answer about several phrases cannot be mapped to them, with it.
         seconds: from the first image to the last file.
         interrupted: whether Ctrl-C or SIGTERM ended it.
         tables: files made at the end.
@@ -36,6 +37,7 @@ class Done:
     predicted: int = 0
     skipped: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    unmapped: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     interrupted: bool = False
     tables: list[Path] = field(default_factory=list)
@@ -50,6 +52,8 @@ class Done:
         ]
         if self.failed:
             lines.append(f"{len(self.failed)} could not be predicted:{reasons(self.failed)}")
+        if self.unmapped:
+            lines.append(unmapped_notes(self.unmapped))
         if self.interrupted:
             lines.append("Interrupted. The same command with --skip-existing goes on from here.")
         return "\n".join(lines)
@@ -89,7 +93,7 @@ def predict_folder(
     # A folder of frames that holds its own predictions: these are no frames.
     found = list_files(images, inferencer.intensity)
     sources = [source for source in found if not is_output(source.path, out)]
-    asked = make_questions(text, inferencer.processor)
+    asked = inferencer.questions(text)
     settings = {**inferencer.settings, "questions": [question.text for question in asked]}
     with alone(out):
         journal = Journal(out, outputs, settings, skip_existing=skip_existing, overwrite=overwrite)
@@ -102,6 +106,8 @@ def predict_folder(
                 journal.add(result)
                 if result.error is None:
                     done.predicted += 1
+                    if result.unmapped:
+                        done.unmapped[result.name] = unmapped_text(result)
                 else:
                     done.failed[result.name] = result.error.found
                 bar.set_postfix_str(_memory(len(done.failed)), refresh=False)

@@ -14,14 +14,14 @@ from mmengine.logging import print_log
 
 from ..checkpoints import sha256_of
 from ..engine.evaluation_setup import choose_threshold, describe_source
-from ..errors import ConfigError
+from ..errors import ConfigError, listing
 from ..evaluation.postprocess import PostProcess
 from ..placement import Placement, choose_placement, parse_precision
 from ..processing import Sa2VAProcessor
 from .build import build_model, readers
 from .inputs import Source, find_images, is_single
 from .pipeline import Pipeline, Task, explain_full_card
-from .questions import DEFAULT_TEXT, Question, make_questions
+from .questions import DEFAULT_TEXT, Question, check_choice, make_questions
 from .results import InferenceResult, check_threshold
 from .sources import ModelSource, find_model
 from .workers import Workers
@@ -113,7 +113,7 @@ class Sa2VAInferencer:
             images: a path, folder or glob; an array (any bit depth) or Pillow image; or a list of
                 these, whose sizes may differ. See :func:`.inputs.find_images`.
             text: a phrase ('blood vessel'), a whole question (ends with . ? or !), or several:
-                each gets a map, and the image encoders run once for all of them.
+                each phrase gets a map, and the image encoders run once for all of them.
             threshold: in place of the inferencer's.
 
         Returns:
@@ -136,9 +136,19 @@ class Sa2VAInferencer:
 
         ``images`` may be a generator, which is consumed as results are taken.
         """
-        questions = make_questions(text, self.processor)
+        questions = self.questions(text)
         sources = find_images(images, self.intensity)
         return self._report_failures(self.predict_sources(sources, questions, threshold))
+
+    def questions(self, text: str | Sequence[str]) -> list[Question]:
+        """What ``text`` asks of each image.
+
+        Raises:
+            DataError: it cannot be asked, or not of this model.
+        """
+        questions = make_questions(text, self.processor)
+        check_choice(questions, self.cfg.model.get("answer_mode", "forced"))
+        return questions
 
     def predict_sources(
         self,
@@ -244,25 +254,48 @@ class Sa2VAInferencer:
             )
         cfg.test_cfg = cfg.get("test_cfg") or {"type": "Sa2VATestLoop"}
         text = None if threshold is None else str(threshold)
-        choose_threshold(cfg, text, self._source.path, cfg_options)
+        choose_threshold(cfg, text, self._source.path, cfg_options, self._source.weights())
         self.postprocess = PostProcess(**(cfg.test_evaluator.get("postprocess") or {}))
 
     @staticmethod
     def _report_failures(results: Iterable[InferenceResult]) -> Iterator[InferenceResult]:
-        failed, count = [], 0
+        failed, unmapped, count = [], {}, 0
         for result in results:
             count += 1
             if result.error is not None:
                 failed.append(result)
+            elif result.unmapped:
+                unmapped[result.name] = unmapped_text(result)
             yield result
         if failed:
             print_log(failures_text(failed, count), logger="current", level=logging.WARNING)
+        if unmapped:
+            print_log(unmapped_notes(unmapped), logger="current", level=logging.WARNING)
 
 
 def failures_text(failed: Sequence[InferenceResult], count: int) -> str:
     """Which images have no prediction, and why."""
     shown = reasons({one.name: one.error.found for one in failed if one.error})
     return f"{len(failed)} of {count} images have no prediction:{shown}"
+
+
+def unmapped_text(result: InferenceResult) -> str:
+    """What was said about phrases whose [SEG] cannot be told apart."""
+    answers = dict.fromkeys(
+        answer
+        for answer, phrase in zip(result.answers, result.phrases, strict=True)
+        if phrase in result.unmapped
+    )
+    return f"{listing(result.unmapped)}: {listing(map(repr, answers))}"
+
+
+def unmapped_notes(unmapped: Mapping[str, str]) -> str:
+    """Images with such answers, and what to do."""
+    return (
+        f"{len(unmapped)} images with an answer that cannot be mapped to the phrases of its "
+        f"question, whose masks are left empty:{reasons(unmapped)}\n"
+        "Ask each phrase by itself (several texts), or set model.answer_mode=choice."
+    )
 
 
 def reasons(failed: Mapping[str, str]) -> str:

@@ -17,7 +17,6 @@ from ..datasets.image_io import IMAGE_SUFFIXES, check_intensity, read_image, to_
 from ..errors import DataError, listing
 from ..evaluation.writer import file_stem
 
-ImageLike = str | os.PathLike | np.ndarray | Image.Image
 GLOB = re.compile(r"[*?\[]")
 
 

@@ -39,6 +39,7 @@ _ERRORS = "backslashreplace"
 _COLUMNS = (
     *("image", "phrase", "width", "height", "threshold", "mask_pixels", "mask_share"),
     *("mean_probability", "max_probability", "seg_emitted", "answer", "seconds"),
+    *("presence", "unmapped"),
     *("mask", "probability", "probability-npz", "overlay", "error"),
 )
 
@@ -165,6 +166,8 @@ class Journal:
                     "max_probability": float(probability.max(initial=0.0)),
                     "seg_emitted": bool(result.seg_emitted[index]),
                     "answer": result.answers[index],
+                    **({} if result.presence is None else {"presence": result.presence[index]}),
+                    **({"unmapped": True} if phrase in result.unmapped else {}),
                     "seconds": sum(result.timing.values()),
                     "files": files,
                     **({"rle": encode_mask(mask)} if "rle" in self.outputs else {}),

@@ -110,7 +110,7 @@ class Pipeline:
             image = source.read()
             item = self.model.processor.prediction_item(
                 image,
-                [question.phrase for question in task.questions],
+                [question.phrases for question in task.questions],
                 [question.text for question in task.questions],
                 normalised=False,
             )
@@ -189,7 +189,7 @@ def _result(
     read: _Read, prediction: Prediction | None, task: Task, seconds: float
 ) -> InferenceResult:
     source = read.source
-    phrases = [question.phrase for question in task.questions]
+    phrases = [phrase for question in task.questions for phrase in question.phrases]
     about = (source.name, phrases, task.threshold, task.postprocess)
     if prediction is None:
         return InferenceResult(*about, error=read.error, path=source.path, stem=source.stem)
@@ -202,4 +202,6 @@ def _result(
         _probabilities=prediction.probabilities.numpy(),
         _answers=[answer.removesuffix(IM_END) for answer in prediction.answers],
         _seg_emitted=prediction.seg_emitted,
+        _presence=prediction.presence,
+        _mapped=prediction.mapped,
     )

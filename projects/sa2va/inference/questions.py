@@ -14,15 +14,17 @@ _ENDS = (".", "?", "!")
 
 @dataclass(frozen=True)
 class Question:
-    """One question, which gets one map.
+    """One question, which gets a map for each of its phrases.
 
     Attributes:
-        phrase: what is segmented; names files and columns.
+        phrases: what is segmented; names files and columns.
         text: what the language model reads.
+        own_words: whether the text is none of the template's, and its own phrase.
     """
 
-    phrase: str
+    phrases: tuple[str, ...]
     text: str
+    own_words: bool = False
 
 
 def make_questions(text: str | Sequence[str], processor: Sa2VAProcessor) -> list[Question]:
@@ -31,11 +33,12 @@ def make_questions(text: str | Sequence[str], processor: Sa2VAProcessor) -> list
     Args:
         text: one or several of: a phrase ('blood vessel'), which is put into
             ``processor.question``; or a whole question, which ends with . ? or ! and is asked as it
-            is.
+            is. A question that follows the template may be about several phrases ('Please segment
+            the A, the B and the C in this image.'): it is asked once, and gets a map for each.
         processor: the model's.
 
     Raises:
-        DataError: no text, an empty one, one twice, or one with control tokens.
+        DataError: no text, an empty one, one phrase twice, or one with control tokens.
     """
     several = text if isinstance(text, Iterable) else ()
     texts = [text] if isinstance(text, str) else list(several)
@@ -46,7 +49,7 @@ def make_questions(text: str | Sequence[str], processor: Sa2VAProcessor) -> list
             fix="give --text (in Python: text=...)",
         )
     questions = [_question(one, processor) for one in texts]
-    phrases = [question.phrase for question in questions]
+    phrases = [phrase for question in questions for phrase in question.phrases]
     twice = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
     if twice:
         raise DataError(
@@ -61,10 +64,21 @@ def _question(text: str, processor: Sa2VAProcessor) -> Question:
     whole = isinstance(text, str) and text.strip().endswith(_ENDS)
     if not whole:
         asked = processor.question_for(text)
-        return Question(text.strip(), asked)
+        return Question((text.strip(),), asked)
     text = text.strip()
     processor.check_question(text)
-    before, _, after = processor.question.partition("{phrase}")
-    if text.startswith(before) and text.endswith(after) and len(text) > len(before + after):
-        return Question(text[len(before) : len(text) - len(after)].strip(), text)
-    return Question(text, text)
+    phrases = processor.templates.phrases_of(text)
+    if phrases is None:
+        return Question((text,), text, own_words=True)
+    return Question(tuple(phrases), text)
+
+
+def check_choice(questions: Iterable[Question], answer_mode: str) -> None:
+    """Raises DataError for a question in own words where one of two templates is to answer it."""
+    own = [question.text for question in questions if question.own_words]
+    if own and answer_mode == "choice":
+        raise DataError(
+            found=f"a question in words of its own with model.answer_mode='choice': {listing(own)}",
+            expected="phrases, or questions of the template: the answers to choose from name them",
+            fix="ask for a phrase (--text 'blood vessel'), or set model.answer_mode=generate",
+        )

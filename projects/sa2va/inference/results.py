@@ -19,7 +19,7 @@ from ..evaluation.postprocess import PostProcess
 
 @dataclass(frozen=True, eq=False)
 class InferenceResult:
-    """Maps, masks and answers for the K questions about one image.
+    """Maps, masks and answers for the K phrases that were asked about one image.
 
     Attributes:
         name: of the image (:class:`~.inputs.Source`).
@@ -43,6 +43,8 @@ class InferenceResult:
     _probabilities: np.ndarray | None = None
     _answers: list[str] = field(default_factory=list)
     _seg_emitted: list[bool] = field(default_factory=list)
+    _presence: list[float] | None = None
+    _mapped: list[bool] | None = None
 
     def __bool__(self) -> bool:
         """Whether there is a prediction."""
@@ -60,7 +62,7 @@ class InferenceResult:
 
     @property
     def probability(self) -> np.ndarray:
-        """float32 [H, W], where there is one question."""
+        """float32 [H, W], where there is one phrase."""
         return self._only(self.probabilities, "probabilities")
 
     @functools.cached_property
@@ -71,18 +73,32 @@ class InferenceResult:
 
     @property
     def mask(self) -> np.ndarray:
-        """bool [H, W], where there is one question."""
+        """bool [H, W], where there is one phrase."""
         return self._only(self.masks, "masks")
 
     @property
     def answers(self) -> list[str]:
-        """K answers; empty texts where a model has no language."""
+        """K answers, the same for phrases of one question; empty where there is no language."""
         return self._get("_answers")
 
     @property
     def seg_emitted(self) -> list[bool]:
-        """Whether each answer held [SEG]; a map without it is all zero."""
+        """Whether each answer held [SEG] for its phrase; a map without it is all zero."""
         return self._get("_seg_emitted")
+
+    @property
+    def presence(self) -> list[float] | None:
+        """K probabilities that the phrase is in the image, with ``answer_mode='choice'``."""
+        return self._get("_presence")
+
+    @property
+    def unmapped(self) -> list[str]:
+        """Phrases of questions about several whose answer does not say which [SEG] is whose.
+
+        Their maps are all zero, and their answers stand in :attr:`answers`.
+        """
+        mapped = self._get("_mapped") or [True] * len(self.phrases)
+        return [phrase for phrase, good in zip(self.phrases, mapped, strict=True) if not good]
 
     def with_threshold(self, threshold: float) -> InferenceResult:
         """The same maps cut elsewhere; nothing is predicted again.
@@ -95,7 +111,7 @@ class InferenceResult:
         return replace(self, threshold=float(threshold))
 
     def overlay(self, index: int = 0) -> Image.Image:
-        """The image with the mask of one question over it."""
+        """The image with the mask of one phrase over it."""
         return Image.fromarray(overlay(self.image, self.masks[index]))
 
     def save(self, folder: str | Path, outputs: Sequence[str] = ("mask", "overlay")) -> list[Path]:
@@ -132,7 +148,7 @@ class InferenceResult:
     def _only(self, maps: np.ndarray, several: str) -> np.ndarray:
         if len(maps) != 1:
             raise ValueError(
-                f"{len(maps)} questions were asked ({listing(self.phrases)}): read .{several}"
+                f"{len(maps)} phrases were asked ({listing(self.phrases)}): read .{several}"
             )
         return maps[0]
 

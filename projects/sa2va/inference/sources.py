@@ -12,10 +12,18 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..checkpoints import check_kind, is_deepspeed_folder, read_checkpoint, read_stored_config
+from ..checkpoints import (
+    RAW,
+    check_kind,
+    choose_weights,
+    is_deepspeed_folder,
+    read_checkpoint,
+    read_stored_config,
+)
 from ..config import CONFIG_DIR, load_config, override
 from ..errors import CheckpointError, ConfigError, SetupError
 from ..models.pretrained import SAM2_FOLDER
+from ..models.segmentation import predicts_no_masks
 from ..weights.layouts import Source, open_source
 from ..weights.published_configs import tile_sizes
 
@@ -40,6 +48,12 @@ class ModelSource:
     checkpoint: dict[str, Any] | None
     path: str | None
     text: str
+
+    def weights(self) -> str:
+        """Which weights of the checkpoint predict, ``averaged`` or ``raw``."""
+        if self.checkpoint is None:
+            return RAW
+        return choose_weights(self.checkpoint, str(self.path))[1]
 
     def model_sha256(self) -> str:
         """Of what the config says about the model, ``--cfg-options`` among it.
@@ -139,7 +153,15 @@ def _needs_none(cfg: Config, path: Path) -> str:
     )
 
 
+def _check_predicts(cfg: Config) -> None:
+    from mmengine.registry import MODELS
+
+    if not MODELS.get(cfg.model.type).predicts_masks:
+        raise predicts_no_masks(cfg.model.type)
+
+
 def _with(cfg: Config, given: str, what: str) -> ModelSource:
+    _check_predicts(cfg)
     if given.lower() == NO_CHECKPOINT:
         return ModelSource(cfg, None, None, f"{what}, no checkpoint")
     checkpoint = read_checkpoint(given)
@@ -159,6 +181,7 @@ def _stored(path: str, cfg_options: Mapping[str, Any] | None) -> ModelSource:
             "checkpoints of the reference, with --checkpoint " + path,
         )
     cfg = override(read_stored_config(text, path), cfg_options or {})
+    _check_predicts(cfg)
     what = f"config inside {Path(path).name}"
     return ModelSource(cfg, checkpoint, path, f"{what}, checkpoint {Path(path).name}")
 

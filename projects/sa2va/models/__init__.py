@@ -1,11 +1,13 @@
 """The joint model, its two adapters and its losses."""
 
+from .answering import is_sharded
 from .grounding import GroundingAdapter, ImageFeatures, Sam2Adapter
 from .losses import MaskLoss
+from .masked_image import MaskedImageModel
 from .mllm import InternVLAdapter, MLLMAdapter
 from .outputs import Prediction
 from .parameters import fingerprint, parameter_table, part_of
-from .sa2va import Sa2VAModel, is_sharded
+from .sa2va import Sa2VAModel
 from .segmentation import SegmentationModel
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "InternVLAdapter",
     "MLLMAdapter",
     "MaskLoss",
+    "MaskedImageModel",
     "Prediction",
     "Sa2VAModel",
     "Sam2Adapter",

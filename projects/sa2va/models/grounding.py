@@ -10,8 +10,9 @@ from __future__ import annotations
 import abc
 import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from mmengine.registry import MODELS
@@ -29,17 +30,35 @@ from .prediction_parts import PredictionPart
 
 @dataclass
 class ImageFeatures:
-    """Feature maps of B images: strides 4 and 8 for the upscaling, stride 16 for the decoder."""
+    """Feature maps of B images: strides 4 and 8 for the upscaling, stride 16 for the decoder.
+
+    Beside them the maps of a high-resolution head's stem, where there is one.
+    """
 
     stride4: Tensor
     stride8: Tensor
     stride16: Tensor
+    stem: tuple[Tensor, ...] = ()
 
     def select(self, index: Tensor) -> ImageFeatures:
         """The maps of the images ``index`` (int64 [N]), one for each of N prompts."""
-        return ImageFeatures(
-            *(f[index.to(f.device)] for f in (self.stride4, self.stride8, self.stride16))
-        )
+        own = (f[index.to(f.device)] for f in (self.stride4, self.stride8, self.stride16))
+        return ImageFeatures(*own, stem=tuple(f[index.to(f.device)] for f in self.stem))
+
+
+class Decoded(NamedTuple):
+    """What the mask decoder makes of N prompts.
+
+    Attributes:
+        logits: float32 [N, S/4, S/4], of the chosen mask.
+        iou: float32 [N, masks], all predicted IoUs.
+        upscaled: [N, E, S/4, S/4], the embedding that the masks are read from; None if not asked
+            for.
+    """
+
+    logits: Tensor
+    iou: Tensor
+    upscaled: Tensor | None
 
 
 class GroundingAdapter(nn.Module, abc.ABC):
@@ -60,6 +79,11 @@ class GroundingAdapter(nn.Module, abc.ABC):
     def prompt_size(self) -> int:
         """Width C of a prompt embedding."""
 
+    @property
+    @abc.abstractmethod
+    def embedding_size(self) -> int:
+        """Channels E of the embedding that masks are read from."""
+
     @abc.abstractmethod
     def prediction_part(self) -> PredictionPart:
         """All of it, and the layers of its image encoder."""
@@ -69,12 +93,10 @@ class GroundingAdapter(nn.Module, abc.ABC):
         """Encodes images [B, 3, S, S]."""
 
     @abc.abstractmethod
-    def decode(self, features: ImageFeatures, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """Decodes prompts [N, C], each on its own image's features, N maps.
-
-        Returns:
-            Logits [N, S/4, S/4] of the mask with the best predicted IoU, and all predicted IoUs.
-        """
+    def decode(
+        self, features: ImageFeatures, prompts: Tensor, with_upscaled: bool = False
+    ) -> Decoded:
+        """Decodes prompts [N, C], each on its own image's features, N maps."""
 
 
 @MODELS.register_module()
@@ -91,6 +113,9 @@ class Sam2Adapter(GroundingAdapter):
         dtype: dtype of the frozen weights; whatever trains is float32.
         train_mask_decoder: train the mask decoder (and the two convolutions that feed it).
         train_image_encoder: train Hiera and the FPN too: for models that start from random weights.
+        multimask: True decodes SAM2's three masks for an ambiguous prompt and takes the one with
+            the best predicted IoU, as the reference does. False decodes its single mask: for
+            models that start from random weights, whose untrained IoU head would choose at random.
         attn_implementation: ``sdpa`` or ``eager``.
         seed: seed of random weights.
         init_device: where random weights are drawn.
@@ -109,6 +134,7 @@ class Sam2Adapter(GroundingAdapter):
         dtype: str = "bfloat16",
         train_mask_decoder: bool = True,
         train_image_encoder: bool = False,
+        multimask: bool = True,
         attn_implementation: Literal["sdpa", "eager"] = "sdpa",
         seed: int = 0,
         init_device: str = "cpu",
@@ -129,13 +155,16 @@ class Sam2Adapter(GroundingAdapter):
             _draw_random_prompts(self.model, seed)
         self.train_image_encoder = train_image_encoder
         self.train_mask_decoder = train_mask_decoder
+        self.multimask = multimask
+        # Else prediction would fall back to the three masks where the single one is unstable.
+        self.model.mask_decoder.dynamic_multimask_via_stability &= multimask
         self.model.requires_grad_(False)
         if train_mask_decoder:
             decoder = self.model.mask_decoder.float().requires_grad_(True)
             decoder.iou_prediction_head.requires_grad_(False)
             decoder.pred_obj_score_head.requires_grad_(False)
-            # Mask token 0 is the single-mask output, unused while multimask output is on; its
-            # row of the table trains along with the others, as in the reference.
+            # Mask tokens that are not read from train along with the others, as in the reference:
+            # they are rows of one table.
         if train_image_encoder:
             self.model.vision_encoder.float().requires_grad_(True)
 
@@ -173,6 +202,10 @@ class Sam2Adapter(GroundingAdapter):
     def prompt_size(self) -> int:
         return self.model.config.prompt_encoder_config.hidden_size
 
+    @property
+    def embedding_size(self) -> int:
+        return self.model.mask_decoder.upscale_conv2.out_channels
+
     def prediction_part(self) -> PredictionPart:
         return PredictionPart(
             modules=(self.model,),
@@ -202,7 +235,9 @@ class Sam2Adapter(GroundingAdapter):
             decoder.conv_s0(stride4.to(dtype)), decoder.conv_s1(stride8.to(dtype)), stride16
         )
 
-    def decode(self, features: ImageFeatures, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, features: ImageFeatures, prompts: Tensor, with_upscaled: bool = False
+    ) -> Decoded:
         model = self.model
         n, device = len(prompts), features.stride16.device
         # One empty point; the encoder pads a second: two not-a-point embeddings.
@@ -212,21 +247,43 @@ class Sam2Adapter(GroundingAdapter):
             input_boxes=None,
             input_masks=None,
         )
-        dtype = first_parameter(model.mask_decoder).dtype
+        decoder = model.mask_decoder
+        dtype = first_parameter(decoder).dtype
         sparse = torch.cat([sparse.to(dtype), prompts.to(device, dtype)[:, None, None, :]], dim=2)
         # DeepSpeed leaves this buffer fp32 beside bf16 weights.
         position = model.get_image_wide_positional_embeddings().to(dtype)
-        masks, iou, _, _ = model.mask_decoder(
-            image_embeddings=features.stride16.to(dtype),
-            image_positional_embeddings=position.expand(n, -1, -1, -1),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense.to(dtype),
-            multimask_output=True,
-            high_resolution_features=[features.stride4, features.stride8],
+        outputs: list[Tensor] = []
+        watched = (
+            _output_of(decoder.upscale_conv2, outputs)
+            if with_upscaled
+            else contextlib.nullcontext()
         )
+        with watched:
+            masks, iou, _, _ = decoder(
+                image_embeddings=features.stride16.to(dtype),
+                image_positional_embeddings=position.expand(n, -1, -1, -1),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense.to(dtype),
+                multimask_output=self.multimask,
+                high_resolution_features=[features.stride4, features.stride8],
+            )
         masks, iou = masks[:, 0], iou[:, 0]
         best = iou.argmax(dim=-1)
-        return masks[torch.arange(n, device=device), best].float(), iou.float()
+        return Decoded(
+            masks[torch.arange(n, device=device), best].float(),
+            iou.float(),
+            decoder.activation(outputs[0] + features.stride4) if with_upscaled else None,
+        )
+
+
+@contextlib.contextmanager
+def _output_of(module: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
+    """Collects what ``module`` returns: transformers' decoder does not hand its embedding out."""
+    handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def part_kind() -> PartKind:

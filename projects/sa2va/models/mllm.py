@@ -93,6 +93,9 @@ class InternVLAdapter(MLLMAdapter):
         train_token_rows: train the rows of the added tokens, in the embedding and in the head
             (peft's ``trainable_token_indices``; whole tables are never copied).
         train_projector: train InternVL's vision-language projector, as the reference does.
+        train_language_model: train all weights of the language model, tables included: for models
+            that start from random weights. There is no LoRA and there are no token rows then.
+        train_vision_encoder: train InternVL's vision encoder too.
         quantization: ``nf4`` holds the language model's frozen linear layers in 4 bits (QLoRA);
             None leaves them in ``dtype``.
         gradient_checkpointing: recompute the language model's activations in the backward pass;
@@ -119,6 +122,8 @@ class InternVLAdapter(MLLMAdapter):
         lora: dict | None = None,
         train_token_rows: bool = True,
         train_projector: bool = True,
+        train_language_model: bool = False,
+        train_vision_encoder: bool = False,
         quantization: Literal["nf4"] | None = None,
         gradient_checkpointing: Where = False,
         attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto",
@@ -129,6 +134,14 @@ class InternVLAdapter(MLLMAdapter):
         from transformers import GenerationConfig
 
         _check_lora(lora)
+        if train_language_model and (lora is not None or train_token_rows or quantization):
+            raise ConfigError(
+                found=f"model.mllm.train_language_model=True with lora={lora!r}, "
+                f"train_token_rows={train_token_rows}, quantization={quantization!r}",
+                expected="all of the language model in training, or parts of it, not both",
+                fix="set model.mllm.lora=None, train_token_rows=False and quantization=None, or "
+                "train_language_model=False",
+            )
         check_method(quantization)
         check_where(gradient_checkpointing)
         self.image_token_id = processor.image_token_id
@@ -160,11 +173,20 @@ class InternVLAdapter(MLLMAdapter):
         # HF turns the cache on for inference; in training it would keep every key and value.
         model.config.text_config.use_cache = False
         self.train_projector = train_projector
+        self.train_language_model = train_language_model
+        self.train_vision_encoder = train_vision_encoder
         with torch.random.fork_rng():
             torch.manual_seed(seed + 1)
             self.model = self._wrap(model, processor, lora, train_token_rows)
-        if train_projector:
-            self._core.model.multi_modal_projector.requires_grad_(True)
+        core = self._core
+        for trains, module in (
+            (train_projector, core.model.multi_modal_projector),
+            (train_vision_encoder, core.model.vision_tower),
+            (train_language_model, core.model.language_model),
+            (train_language_model, core.lm_head),
+        ):
+            if trains:
+                module.requires_grad_(True)
         for parameter in self.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -218,15 +240,18 @@ class InternVLAdapter(MLLMAdapter):
         core = self._core
         model, tower = core.model, core.model.vision_tower
         projector = model.multi_modal_projector
+        language = (model.language_model, core.lm_head)
+        vision = ((tower, self.train_vision_encoder), (projector, self.train_projector))
         return {
             "llm": PredictionPart(
-                modules=(model.language_model, core.lm_head),
+                modules=language,
                 layers=tuple(model.language_model.layers),
+                trained=language if self.train_language_model else (),
             ),
             "vit": PredictionPart(
                 modules=(tower, projector),
                 layers=tuple(tower.encoder.layer),
-                trained=(projector,) if self.train_projector else (),
+                trained=tuple(module for module, trains in vision if trains),
             ),
         }
 
@@ -254,8 +279,8 @@ class InternVLAdapter(MLLMAdapter):
         return self._core.config.text_config.hidden_size
 
     def visual_tokens(self, pixel_values: Tensor) -> Tensor:
-        # The tower is frozen and its input needs no gradient, so autograd records nothing of it;
-        # only the projector behind it is recorded where it trains.
+        # The input needs no gradient, so of a frozen tower autograd records nothing; only the
+        # projector behind it is recorded where it trains.
         model = self._core.model
         pixel_values = pixel_values.to(first_parameter(model.vision_tower).dtype)
         return model.get_image_features(

@@ -38,6 +38,7 @@ class SegmentationModel(BaseModel, abc.ABC):
         is_trainable: whether there is anything to train; class attribute, read before a model is
             built.
         kind: name of the class, also where a wrapper has changed it (fully_shard does).
+        predicts_masks: whether it can be tested; class attribute, as above.
         answer_mode: how phrases are answered, for metrics.json.
         mark: told where the parts of a step begin; engine/memory.py listens.
         changed_frozen: names of frozen weights that a checkpoint replaced (checkpoints/store.py).
@@ -48,6 +49,7 @@ class SegmentationModel(BaseModel, abc.ABC):
 
     CONFIG_SCHEMAS: ClassVar[dict[str, Any]] = {"processor": Sa2VAProcessor}
     is_trainable: ClassVar[bool] = True
+    predicts_masks: ClassVar[bool] = True
     answer_mode: str
 
     def __init__(
@@ -71,6 +73,7 @@ class SegmentationModel(BaseModel, abc.ABC):
         masks: list[Tensor] | None = None,
         meta: list[dict] | None = None,
         mode: Literal["loss", "predict"] = "loss",
+        skeletons: list[Tensor] | None = None,
     ) -> dict[str, Tensor] | list[Prediction]:
         """Losses of a training batch, or predictions of a test batch.
 
@@ -79,14 +82,15 @@ class SegmentationModel(BaseModel, abc.ABC):
             masks: training only: per sample uint8 [K, H, W].
             meta: training only: per sample a dict whose ``frame`` names it in messages.
             mode: ``loss`` or ``predict``.
+            skeletons: training only: per sample uint8 [K, H, W], of data sets that make them.
         """
         device = inputs["grounding_pixels"].device.type
         whole = self.autocast_dtype is not None and not self.part_dtypes
         with torch.autocast(device, self.autocast_dtype, enabled=whole):
             if mode == "loss":
-                return self.loss(inputs, masks or [], meta or [])
+                return self.loss(inputs, masks or [], meta or [], skeletons)
             if mode == "predict":
-                if masks is not None or meta is not None:
+                if masks is not None or meta is not None or skeletons is not None:
                     raise ValueError(
                         "prediction takes images and phrases only, never masks or meta"
                     )
@@ -118,7 +122,11 @@ class SegmentationModel(BaseModel, abc.ABC):
 
     @abc.abstractmethod
     def loss(
-        self, inputs: dict[str, Any], masks: list[Tensor], meta: list[dict]
+        self,
+        inputs: dict[str, Any],
+        masks: list[Tensor],
+        meta: list[dict],
+        skeletons: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Losses of one batch: float32 scalars whose names begin with ``loss_``."""
 
@@ -197,6 +205,20 @@ def nothing_to_train(kind: str) -> ConfigError:
         found=f"model.type={kind!r}: nothing to train",
         expected="a model with parameters",
         fix="score it as it is: python tools/test.py CONFIG --checkpoint none",
+    )
+
+
+def predicts_no_masks(kind: str) -> ConfigError:
+    """The error of a prediction with a model that only pretrains another's weights.
+
+    Args:
+        kind: ``model.type``.
+    """
+    return ConfigError(
+        found=f"model.type={kind!r}: it predicts no masks",
+        expected="a model that segments, such as Sa2VAModel",
+        fix="train one from these weights, init_from=dict(checkpoint=FILE, parts=['SAM2 image "
+        "encoder']), and test that; validation while this one trains says how well it does",
     )
 
 

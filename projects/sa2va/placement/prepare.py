@@ -52,7 +52,8 @@ def prepare_for_prediction(
     if placement.main == "cpu":
         _warn_of_emulation(model)
     elif isinstance(model, Sa2VAModel):
-        channels_last(model.grounding)
+        for module in model.prediction_parts()["sam2"].modules:
+            channels_last(module)
     if placement.kind == "sharded":
         dispatch(model, placement)
 

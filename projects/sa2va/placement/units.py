@@ -41,9 +41,9 @@ class Unit:
 def units_of(model: Sa2VAModel) -> list[Unit]:
     """All weights of ``model``, every one in exactly one unit.
 
-    SAM2 is one unit: its weights are read without a module's call, so hooks (and accelerate's
-    automatic device maps) fail on its parts. An embedding and a head that share their table are
-    one unit, too.
+    SAM2, with a high-resolution head, is one unit: its weights are read without a module's call,
+    so hooks (and accelerate's automatic device maps) fail on its parts. An embedding and a head
+    that share their table are one unit, too.
 
     Args:
         model: on any devices, LoRA beside the weights or merged.
@@ -67,7 +67,8 @@ def units_of(model: Sa2VAModel) -> list[Unit]:
     if not tied:
         units.append(_unit("head", head))
     units.append(_unit("seg_projector", model.seg_projector))
-    units.append(Unit("sam2", (model.grounding,), (), encodes=True, may_wait=False))
+    sam2 = tuple(m for m in (model.grounding, model.high_resolution) if m is not None)
+    units.append(Unit("sam2", sam2, (), encodes=True, may_wait=False))
     return units
 
 

@@ -110,6 +110,11 @@ def holdings_of(
     )
 
 
+def averages(cfg: Mapping[str, Any]) -> bool:
+    """Whether the config keeps averaged weights (``engine/ema.py``)."""
+    return any(hook.get("type") == "WeightEMAHook" for hook in cfg.get("custom_hooks") or ())
+
+
 def _once(named: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
     seen: set[int] = set()
     for name, tensor in named:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .holdings import Holdings
+from .holdings import Holdings, averages
 from .section import GIB, Item, Section
 from .strategies import Strategy
 
@@ -38,6 +38,10 @@ def host_items(cfg: Mapping[str, Any], held: Holdings | None, strategy: Strategy
     if held is None:
         return Section("host", items)
     items.append(Item("host", "trained weights while a checkpoint is written", 4 * held.values))
+    if averages(cfg):
+        items.append(
+            Item("host", "averaged weights while a checkpoint is written", 4 * held.values)
+        )
     if strategy.offload_optimizer:
         for name, size in (
             ("optimiser states, pinned", held.states),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .holdings import Holdings
+from .holdings import Holdings, averages
 from .section import GIB, SLACK, Item, Section
 from .steps import Frames
 from .strategies import Strategy
@@ -44,7 +44,7 @@ def training_section(
     whole = strategy.share(gradient, strategy.shards_gradients)
     if strategy.offload_optimizer and strategy.stage >= 2:
         whole = 0  # shards of gradients wait in host memory
-    always = [*held.items(strategy), *_states(held, strategy)]
+    always = [*held.items(strategy), *_states(held, strategy), *_average(cfg, held, strategy)]
     if strategy.name == "ddp":
         always.append(Item("strategy", "DDP's gradient buckets", gradient))
     on_host = (
@@ -74,6 +74,7 @@ def prediction_section(
     batch: int,
     strategy: Strategy,
     *,
+    cfg: Mapping[str, Any] | None = None,
     extra: int = 0,
     cache: int = 0,
 ) -> Section:
@@ -85,6 +86,7 @@ def prediction_section(
         moments: of :func:`~.steps.follow_prediction`.
         batch: frames that go in together.
         strategy: how weights are spread.
+        cfg: the config, where the prediction is a validation.
         extra: bytes of rounded weights beside those that were traced.
         cache: bytes of keys and values.
     """
@@ -97,6 +99,7 @@ def prediction_section(
         items = [*held.items(strategy), *_passing(part, moment, batch, side, 0)]
         if key == "validation":
             items += _states(held, strategy)
+            items += _average(cfg or {}, held, strategy)
             if strategy.name == "ddp":
                 items.append(Item("strategy", "DDP's gradient buckets", 4 * held.values))
         if extra:
@@ -144,6 +147,14 @@ def _states(held: Holdings, strategy: Strategy) -> list[Item]:
         masters = strategy.share(4 * held.values, strategy.stage >= 1)
         items.append(Item("optimiser", "float32 masters", masters))
     return items
+
+
+def _average(cfg: Mapping[str, Any], held: Holdings, strategy: Strategy) -> list[Item]:
+    """The float32 copy of what trains that WeightEMAHook keeps, spread as the weights are."""
+    if not averages(cfg):
+        return []
+    size = strategy.share(4 * held.values, strategy.shards_weights)
+    return [Item("trained weights", "averaged weights", size)]
 
 
 def _step(held: Holdings, strategy: Strategy, gradients: int) -> list[Item]:

@@ -123,7 +123,9 @@ def make_plan(
                 like = Frames(frames, request.frame_size, request.phrases)
                 peaks = follow_prediction(prepared, make, like)
             sections.append(
-                prediction_section("validation", held, peaks, frames, strategy, extra=rounded)
+                prediction_section(
+                    "validation", held, peaks, frames, strategy, cfg=cfg, extra=rounded
+                )
             )
     sections.append(inference)
     text = model.mllm.model.config.text_config

@@ -144,7 +144,7 @@ def follow_prediction(
             tracker.mark("start")
             tracker.mark("images")
             visual = model.mllm.visual_tokens(images["pixel_values"]).split(tiles)
-            features = model.grounding.encode(images["grounding_pixels"])
+            features = model.encode_images(images["grounding_pixels"])
             tracker.mark("answer")
             some = owner[: model.max_phrases_per_pass]
             model._answer(

@@ -145,7 +145,8 @@ def normalise(pixels: Tensor, rounded: bool = False) -> Tensor:
     if rounded:
         mean, std = mean.bfloat16().float(), std.bfloat16().float()
     # Division by 255 before the rest, in float32: the reference's order, needed for equal bits
-    return pixels.float().div(255).sub(mean).div(std).contiguous()
+    own = torch.empty(pixels.shape, device=pixels.device).copy_(pixels)
+    return own.div_(255).sub_(mean).div_(std)
 
 
 def _check(image: object) -> None:

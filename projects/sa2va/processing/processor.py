@@ -11,6 +11,7 @@ from torch import LongTensor, Tensor
 
 from ..errors import ConfigError, DataError
 from . import images, prompts
+from .answers import AnswerTemplates
 from .tokenizer import IM_END, IMG_CONTEXT, SEG, add_tokens, build_tokenizer
 
 _REMEMBERED = 256  # prompts
@@ -34,6 +35,10 @@ class Sa2VAProcessor:
         image_size: side of SAM2's square input in pixels, a multiple of 32.
         question: what is asked; ``{phrase}`` stands for the phrase.
         answer: what is answered, with exactly one ``[SEG]``.
+        absent_answer: what is answered where the phrase is not in the image, without ``[SEG]``.
+        clauses: of the answer to a question about several phrases, for one that is there (with
+            ``[SEG]``) and one that is not; see :mod:`.answers`.
+        separators: between the phrases of such a question, and before the last one.
         added_tokens: tokens of Sa2VA that a base model's tokenizer does not have.
         reference_numerics: compute as the reference implementation (bytedance/Sa2VA) does where
             this project does not by default; to reproduce its numbers, with
@@ -51,6 +56,7 @@ class Sa2VAProcessor:
         vocab_size: number of tokens with them.
         added_token_ids: their ids, in the order of ``added_tokens``.
         new_tokens: those of ``added_tokens`` that the tokenizer as published does not have.
+        templates: the texts of questions and answers.
         seg_token_id, image_token_id, eos_token_id, pad_token_id: ids of ``[SEG]``,
             ``<IMG_CONTEXT>``, ``<|im_end|>`` and the padding token.
 
@@ -71,6 +77,9 @@ class Sa2VAProcessor:
         image_size: int = 1024,
         question: str = "Please segment the {phrase} in this image.",
         answer: str = "Sure, [SEG].",
+        absent_answer: str = "There is no {phrase} in this image.",
+        clauses: Sequence[str] = ("{phrase}: [SEG]", "{phrase}: none"),
+        separators: Sequence[str] = (", the ", " and the "),
         added_tokens: Sequence[str] = (SEG, "<p>", "</p>", "<vp>", "</vp>"),
         reference_numerics: bool = False,
         image_only: bool = False,
@@ -82,7 +91,10 @@ class Sa2VAProcessor:
         _check_flag("use_thumbnail", use_thumbnail)
         _check_flag("reference_numerics", reference_numerics)
         _check_flag("image_only", image_only)
-        _check_texts(question, answer, added_tokens)
+        self.templates = AnswerTemplates(
+            question, answer, absent_answer, _pair(clauses), _pair(separators)
+        )
+        _check_added_tokens(added_tokens)
         if not isinstance(tokenizer, Mapping):
             raise ConfigError(
                 found=f"processor.tokenizer = {tokenizer!r}",
@@ -144,8 +156,16 @@ class Sa2VAProcessor:
         Raises:
             DataError: the phrase is empty or holds control tokens.
         """
-        # Not str.format: a brace in the phrase or elsewhere in the template is ordinary text.
-        return self.question.replace("{phrase}", prompts.check_phrase(phrase))
+        return self.templates.question_for([phrase])
+
+    def turn(self, phrases: Sequence[str], present: Sequence[bool]) -> tuple[str, str]:
+        """Question about one or several phrases, and its answer: of which each is there or not.
+
+        Raises:
+            DataError: phrases that cannot be asked, or not together.
+        """
+        question = self.templates.question_for(phrases)
+        return question, self.templates.answer_for(phrases, present)
 
     def check_question(self, question: str) -> None:
         """Raises DataError for a question that is empty or holds control tokens."""
@@ -176,7 +196,7 @@ class Sa2VAProcessor:
     def prediction_item(
         self,
         image: np.ndarray,
-        phrases: Sequence[str],
+        phrases: Sequence[str | Sequence[str]],
         questions: Sequence[str] | None = None,
         *,
         normalised: bool = True,
@@ -185,29 +205,32 @@ class Sa2VAProcessor:
 
         Args:
             image: uint8 RGB [H, W, 3].
-            phrases: K phrases.
+            phrases: of each of K questions its phrase, or several.
             questions: K questions; those of the template by default.
             normalised: False leaves pixels as uint8, a quarter of the bytes to send to a card; the
                 model normalises them there, with the same result (:meth:`normalised`).
 
         Returns:
-            grounding_pixels float32 [3, S, S]; size (H, W); pixel_values float32 [n, 3, T, T] and
-            prompts (K times int64 [L]), or with ``image_only`` phrases (K texts) instead.
+            grounding_pixels float32 [3, S, S]; size (H, W); pixel_values float32 [n, 3, T, T],
+            prompts (K times int64 [L]) and asked (K tuples of phrases), or with ``image_only``
+            phrases (all of them, as texts) instead.
 
         Raises:
             DataError: not an RGB image of 8 bits, or a text that cannot be asked.
         """
         square = torch.from_numpy(images.grounding_square(image, self.image_size))
         item: dict[str, Any] = {"grounding_pixels": square.permute(2, 0, 1).contiguous()}
+        asked = [(one,) if isinstance(one, str) else tuple(one) for one in phrases]
         if self.image_only:
-            item["phrases"] = list(phrases)
+            item["phrases"] = [phrase for group in asked for phrase in group]
         else:
             limits = (self.min_tiles, self.max_tiles, self.use_thumbnail)
             tiles = images.split_tiles(image, self.tile_size, *limits)
             if questions is None:
-                questions = [self.question_for(phrase) for phrase in phrases]
+                questions = [self.templates.question_for(group) for group in asked]
             item["pixel_values"] = torch.from_numpy(tiles)
             item["prompts"] = [self.question_ids(question, len(tiles)) for question in questions]
+            item["asked"] = asked
         return {**(self.normalised(item) if normalised else item), "size": image.shape[:2]}
 
     def normalised(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +245,14 @@ class Sa2VAProcessor:
 
     def answer_ids(self) -> LongTensor:
         """int64 [A]: the answer template and ``<|im_end|>``; follows :meth:`prompt_ids`."""
-        return torch.tensor(prompts.answer_ids(self.tokenizer, self.answer), dtype=torch.int64)
+        return self._said(self.answer)
+
+    def answer_ids_for(self, phrases: Sequence[str], present: Sequence[bool]) -> LongTensor:
+        """int64 [A]: the answer to a question about n phrases, of which each is there or not."""
+        return self._said(self.templates.answer_for(phrases, present))
+
+    def _said(self, answer: str) -> LongTensor:
+        return torch.tensor(prompts.answer_ids(self.tokenizer, answer), dtype=torch.int64)
 
     def conversation(
         self, turns: Sequence[tuple[str, str]], num_tiles: int
@@ -263,19 +293,12 @@ def _check_flag(name: str, value: object) -> None:
         )
 
 
-def _check_texts(question: object, answer: object, added_tokens: object) -> None:
-    if not isinstance(question, str) or question.count("{phrase}") != 1:
-        raise ConfigError(
-            found=f"processor.question = {question!r}",
-            expected="a text with {phrase} in it, once",
-            fix="set processor.question='Please segment the {phrase} in this image.'",
-        )
-    if not isinstance(answer, str) or answer.count(SEG) != 1:
-        raise ConfigError(
-            found=f"processor.answer = {answer!r}",
-            expected=f"a text with exactly one {SEG}: one answer is one mask",
-            fix=f"set processor.answer='Sure, {SEG}.'",
-        )
+def _pair(texts: Any) -> Any:
+    """A list as a config writes it, as a tuple; anything else is for the templates to refuse."""
+    return tuple(texts) if isinstance(texts, list) else texts
+
+
+def _check_added_tokens(added_tokens: object) -> None:
     if (
         isinstance(added_tokens, str)
         or not isinstance(added_tokens, Sequence)
@@ -287,10 +310,3 @@ def _check_texts(question: object, answer: object, added_tokens: object) -> None
             expected=f"a list of token names with {SEG} among them",
             fix=f"set processor.added_tokens=['{SEG}', '<p>', '</p>', '<vp>', '</vp>']",
         )
-    for name, text in (("question", question), ("answer", answer)):
-        try:
-            prompts.check_template(name, text)
-        except DataError as error:
-            raise ConfigError(
-                found=f"processor.{name}: {error.found}", expected=error.expected, fix=error.fix
-            ) from error

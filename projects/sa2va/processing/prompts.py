@@ -101,7 +101,7 @@ def check_phrase(phrase: str) -> str:
 
 
 def check_template(what: str, text: str) -> None:
-    """Raises DataError for a 'question' or 'answer' template that no sample could be made with."""
+    """Raises DataError for a template that no sample could be made with; 'answer' has a [SEG]."""
     _check(what, text, _CONTROL if what == "answer" else (*_CONTROL, SEG))
 
 

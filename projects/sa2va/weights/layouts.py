@@ -62,6 +62,12 @@ LAYOUTS = (
         tables.OUR_TRAINING,
     ),
     Layout(
+        "trainable",
+        "a training checkpoint of this project, of a MaskedImageModel",
+        ("reconstruction_head.", "grounding.model."),
+        tables.OUR_TRAINING,
+    ),
+    Layout(
         "internvl-chat",
         "InternVL as OpenGVLab publishes it",
         ("vision_model.", "language_model.", "mlp1."),

@@ -24,7 +24,9 @@ PARTS: tuple[tuple[str, str], ...] = (
         r"temporal_pos)",
     ),
     ("SAM2 prompt encoder", r"^grounding\."),
+    ("high-resolution head", r"^high_resolution\."),
     ("network", r"^network\."),
+    ("reconstruction head", r"^reconstruction_head\."),
 )
 MEMORY = "SAM2 video memory"
 

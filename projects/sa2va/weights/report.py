@@ -52,6 +52,7 @@ class LoadReport:
         format: what it is.
         sha256: hash of the file (of the sorted files of a folder).
         iteration: training iteration it was written at.
+        weights: which of the checkpoint's were taken, ``averaged`` or ``raw``.
     """
 
     rows: list[PartRow] = field(default_factory=list)
@@ -60,6 +61,7 @@ class LoadReport:
     format: str = ""
     sha256: str = ""
     iteration: int | None = None
+    weights: str = ""
 
     def text(self) -> str:
         """A table for the log."""
@@ -72,8 +74,8 @@ class LoadReport:
         text = []
         if self.source:
             text.append(
-                f"Loaded {self.source} ({self.format}, iteration {self.iteration}, sha256 "
-                f"{self.sha256[:16]}); nothing missing, nothing left over"
+                f"Loaded {self.source} ({self.format}, {self.weights} weights, iteration "
+                f"{self.iteration}, sha256 {self.sha256[:16]}); nothing missing, nothing left over"
             )
         text.append(first)
         for row, line in zip(self.rows, lines, strict=True):
@@ -83,7 +85,7 @@ class LoadReport:
 
     def checkpoint(self) -> dict[str, Any] | None:
         """Which checkpoint was loaded, for metrics.json; None for the model as it is built."""
-        keys = ("source", "format", "sha256", "iteration")
+        keys = ("source", "format", "sha256", "iteration", "weights")
         return {key: getattr(self, key) for key in keys} if self.source else None
 
     def as_dict(self) -> dict[str, Any]:

@@ -262,7 +262,9 @@ OUR_TRAINING = KeyMap(
         Rule("mllm.model.{rest}", "mllm.{rest}", "a model without LoRA or token rows"),
         Rule("grounding.model.{rest}", "grounding.{rest}", "the adapter's attribute is 'model'"),
         Rule("seg_projector.{rest}", "seg_projector.{rest}", "our own name"),
+        Rule("high_resolution.{rest}", "high_resolution.{rest}", "our own name"),
         Rule("network.{rest}", "network.{rest}", "the network of a baseline"),
+        Rule("reconstruction_head.{rest}", "reconstruction_head.{rest}", "our own name"),
     ),
 )
 

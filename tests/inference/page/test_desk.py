@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,14 @@ def test_run_then_cut(desk):
     assert desk.inferencer.asked[1] == (image.shape, "catheter") and not desk.has(result)
     desk.forget(again)
     assert not desk.has(again)
+
+
+def test_a_question_about_several_phrases_is_refused(desk, monkeypatch):
+    (one,) = desk.inferencer([frame()], "vein")
+    several = replace(one, phrases=["artery", "vein"])
+    monkeypatch.setattr(StandIn, "__call__", lambda *_, **__: [several])
+    with pytest.raises(DataError, match="a question about 2 phrases: artery, vein"):
+        desk.run(desk.take_example(0), "Please segment the artery and the vein.", 0.5)
 
 
 @settings(max_examples=30, deadline=None)

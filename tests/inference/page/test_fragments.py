@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from projects.sa2va.errors import DataError
@@ -34,6 +36,8 @@ def test_answers_are_escaped():
 
 def test_an_answer_without_seg_is_explained():
     assert "so there is no mask" in fragments.result("TOKEN", shown("I see nothing."))
+    absent = replace(shown("There is no vessel in this image."), _presence=[0.12])
+    assert "not in this frame (presence 0.12)" in fragments.result("TOKEN", absent)
     assert "no language" in fragments.numbers(shown(""))["Model's answer"]
 
 

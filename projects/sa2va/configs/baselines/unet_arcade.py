@@ -1,13 +1,13 @@
-# U-Net on ARCADE frames.
+# U-Net on ARCADE frames, with the augmentation and the averaged weights of sa2va_arcade_small.py.
 #   python tools/train.py projects/sa2va/configs/baselines/unet_arcade.py
 _base_ = [
     "../../../../configs/_base_/models/unet.py",
-    "../../../../configs/_base_/datasets/arcade.py",
+    "../../../../configs/_base_/datasets/arcade_augmented.py",
     "../../../../configs/_base_/schedules/baseline_adamw.py",
     "../../../../configs/_base_/runtime.py",
 ]
 
-train_dataloader = dict(batch_size=8, num_workers=8)
-val_dataloader = dict(batch_size=8)
-test_dataloader = dict(batch_size=8)
+model = dict(autocast="bfloat16")
+train_dataloader = dict(batch_size=8)
+custom_hooks = [dict(type="WeightEMAHook", decay=0.998)]
 default_hooks = dict(checkpoint=dict(interval=250), logger=dict(interval=25))

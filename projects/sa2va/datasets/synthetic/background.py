@@ -35,6 +35,10 @@ class Canvas:
         centres, radii = tube_balls(points, np.full(len(points), radius_mm), self.pixel_mm / 4)
         return path_length(centres, radii, self.size, self.pixel_mm, rays)
 
+    def field(self, rng: np.random.Generator, slope: float, cut: float = 0) -> Array:
+        """Random field, see :func:`smooth_field`."""
+        return smooth_field(rng, self, slope, cut)
+
 
 def smooth_field(rng: np.random.Generator, canvas: Canvas, slope: float, cut: float = 0) -> Array:
     """Random field [size, size] of zero mean and unit deviation, amplitude ~ 1 / frequency^slope.
@@ -72,8 +76,8 @@ def tissue(rng: np.random.Generator, canvas: Canvas, amount: float) -> Array:
     Each organ is there or not by chance; ``amount`` scales all of them (0 gives a flat field).
     """
     half = canvas.width_mm / 2
-    shade = rng.uniform(0.08, 0.2) * smooth_field(rng, canvas, 2.2)
-    shade += rng.uniform(0.02, 0.045) * smooth_field(rng, canvas, 1.15, cut=5)
+    shade = rng.uniform(0.08, 0.2) * canvas.field(rng, 2.2)
+    shade += rng.uniform(0.02, 0.045) * canvas.field(rng, 1.15, cut=5)
     shade += rng.uniform(-0.2, 0.2) * canvas.x / half + rng.uniform(-0.2, 0.2) * canvas.y / half
     present = rng.random(4) < (0.75, 0.65, 0.5, 0.6)
     for there, organ in zip(present, (_lung, _diaphragm, _spine, _ribs), strict=True):
@@ -95,9 +99,9 @@ def _lung(rng: np.random.Generator, canvas: Canvas) -> Array:
     border = rng.uniform(0.35, 0.95) * half
     centre = (border - radius) * np.cos(angle), (border - radius) * np.sin(angle)
     outside = np.hypot(canvas.x - centre[0], canvas.y - centre[1]) - radius
-    outside = outside + 3 * smooth_field(rng, canvas, 2.0)
+    outside = outside + 3 * canvas.field(rng, 2.0)
     air = soft_step(outside, rng.uniform(1.5, 7))
-    markings = np.abs(smooth_field(rng, canvas, 1.3, cut=3)) - 0.8
+    markings = np.abs(canvas.field(rng, 1.3, cut=3)) - 0.8
     return air * (-rng.uniform(0.2, 0.5) - 0.07 * markings - 0.002 * np.maximum(outside, 0))
 
 
@@ -140,7 +144,7 @@ def _ribs(rng: np.random.Generator, canvas: Canvas) -> Array:
     gap, width = rng.uniform(24, 34), rng.uniform(4.0, 6.0)
     along = canvas.x - rng.uniform(-30, 30)
     level = canvas.y - slope * along - curve * along**2 + rng.uniform(0, gap)
-    level = level + 1.5 * smooth_field(rng, canvas, 2.2)
+    level = level + 1.5 * canvas.field(rng, 2.2)
     distance = np.abs(np.mod(level, gap) - gap / 2)
     band = soft_step(width - distance, 0.9)
     rim = np.exp(-(((distance - width + 0.8) / 0.8) ** 2))
@@ -154,10 +158,10 @@ def curve_through(knots: Array, count: int = 240) -> Array:
     return (1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d
 
 
-def catheter(
+def catheter_course(
     rng: np.random.Generator, canvas: Canvas, ostium: Array, heading: Array, depth: float
-) -> tuple[Array, Array]:
-    """A catheter from the border to the ostium.
+) -> tuple[Array, float]:
+    """Axis [N, 3] of a catheter from the border to the ostium, and its outer radius; both in mm.
 
     Args:
         rng: source of randomness.
@@ -165,11 +169,6 @@ def catheter(
         ostium: [2], where the artery begins, in mm.
         heading: [2], direction in which the artery leaves, as seen in the picture.
         depth: z of the ostium in mm.
-
-    Returns:
-        Path lengths [size, size] in mm through the outer tube (1.9 to 2.5 mm wide, 6 to 8 French)
-        and through its lumen. Their difference is the wall, longest at the rims: hence the dark
-        edges.
     """
     half = canvas.width_mm / 2
     heading = heading / max(float(np.hypot(*heading)), 1e-6)
@@ -185,7 +184,20 @@ def catheter(
         lead = entry + np.array([0.5 * (ostium[0] - entry[0]), rng.uniform(0, 25)])
     knots = np.stack([entry, lead, ostium - reach * heading, ostium + 0.6 * heading])
     points = curve_through(np.column_stack([knots, np.full(4, depth)]))
-    outer = rng.uniform(0.95, 1.25)
+    return points, rng.uniform(0.95, 1.25)
+
+
+def catheter(
+    rng: np.random.Generator, canvas: Canvas, ostium: Array, heading: Array, depth: float
+) -> tuple[Array, Array]:
+    """A catheter from the border to the ostium, see :func:`catheter_course`.
+
+    Returns:
+        Path lengths [size, size] in mm through the outer tube (1.9 to 2.5 mm wide, 6 to 8 French)
+        and through its lumen. Their difference is the wall, longest at the rims: hence the dark
+        edges.
+    """
+    points, outer = catheter_course(rng, canvas, ostium, heading, depth)
     return canvas.tube(points, outer), canvas.tube(points, 0.68 * outer)
 
 
@@ -196,7 +208,7 @@ def distractors(rng: np.random.Generator, canvas: Canvas, expected: float) -> Ar
     for _ in range(rng.poisson(expected)):
         kind = rng.choice(["lead", "wire", "clips", "electrode"], p=[0.3, 0.35, 0.2, 0.15])
         if kind == "lead":  # pacing lead: coil with two or three ring electrodes at its tip
-            knots = _across(rng, half)
+            knots = line_across(rng, half)
             points = curve_through(knots)
             shade += 0.16 * canvas.tube(points, 0.55)
             for start in range(0, 3):
@@ -204,7 +216,7 @@ def distractors(rng: np.random.Generator, canvas: Canvas, expected: float) -> Ar
                 shade += 0.5 * canvas.tube(ring, 0.75)
         elif kind == "wire":  # guide wire, or a cable on the skin
             shade += rng.uniform(0.25, 0.5) * canvas.tube(
-                curve_through(_across(rng, half)), rng.uniform(0.16, 0.28)
+                curve_through(line_across(rng, half)), rng.uniform(0.16, 0.28)
             )
         elif kind == "clips":
             at = rng.uniform(-0.8, 0.8, 2) * half
@@ -223,7 +235,7 @@ def distractors(rng: np.random.Generator, canvas: Canvas, expected: float) -> Ar
     return shade
 
 
-def _across(rng: np.random.Generator, half: float) -> Array:
+def line_across(rng: np.random.Generator, half: float) -> Array:
     """Bezier knots [4, 3] of a line that comes in over a border and ends inside."""
     turn = rng.uniform(0, 2 * np.pi)
     start = 1.5 * half * np.array([np.cos(turn), np.sin(turn)])
@@ -265,3 +277,28 @@ def light_field(
     gone = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0)) + np.minimum(np.maximum(dx, dy), 0)
     opened = soft_step(corner - gone, soft)
     return light * (leak + (1 - leak) * opened), opened > 0.5
+
+
+def motion_kernel(length_px: float, turn: float) -> Array | None:
+    """Kernel of the mean over a straight move of ``length_px`` pixels in direction ``turn``.
+
+    Returns:
+        Square array of odd size that sums to 1; None where the move is too short to be seen.
+    """
+    if length_px < 0.05:
+        return None
+    reach = int(np.ceil(length_px / 2)) + 1
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
+    for step in np.linspace(-0.5, 0.5, 4 * reach + 1) * length_px:
+        x, y = reach + step * np.cos(turn), reach + step * np.sin(turn)
+        column, row = int(np.floor(x)), int(np.floor(y))
+        dx, dy = x - column, y - row
+        for r, c, weight in (
+            (row, column, (1 - dy) * (1 - dx)),
+            (row, column + 1, (1 - dy) * dx),
+            (row + 1, column, dy * (1 - dx)),
+            (row + 1, column + 1, dy * dx),
+        ):
+            if weight > 0:
+                kernel[r, c] += weight
+    return kernel / kernel.sum()

@@ -4,15 +4,93 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 from projects.sa2va.errors import ConfigError, suggest
 
 Pair = tuple[float, float]
 
 
+# Names of fields, what their numbers must fulfil, and that in words.
+Rule = tuple[str, Callable[[float], bool], str]
+
+
 @dataclasses.dataclass(frozen=True)
-class AngiogramParams:
+class Parameters:
+    """Numbers, switches and pairs of numbers, checked against the rules of the class.
+
+    Attributes:
+        RULES: of the fields' numbers.
+        RANGES: fields whose pair is (low, high).
+
+    Raises:
+        ConfigError: a value outside its stated range.
+    """
+
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+    RANGES: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            is_pair = isinstance(field.default, tuple)
+            numbers = value if isinstance(value, (list, tuple)) else (value,)
+            if isinstance(value, (list, tuple)) != is_pair or (is_pair and len(value) != 2):
+                raise self._out_of_range(
+                    field.name, value, "two numbers" if is_pair else "one number, and no list"
+                )
+            if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+                raise self._out_of_range(field.name, value, "finite numbers")
+            if is_pair:
+                # JSON and configs give lists; equality and hashing want tuples.
+                object.__setattr__(self, field.name, (float(value[0]), float(value[1])))
+        for names, good, words in self.RULES:
+            for name in names.split():
+                value = getattr(self, name)
+                if not all(
+                    good(number) for number in (value if isinstance(value, tuple) else [value])
+                ):
+                    raise self._out_of_range(name, value, words)
+        for name in self.RANGES:
+            low, high = getattr(self, name)
+            if low > high:
+                raise self._out_of_range(name, (low, high), "a range (low, high) with low <= high")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: the same parameters give the same dict, and back by ``from_dict``."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Builds the parameters from a dict (a config, a JSON file).
+
+        Raises:
+            ConfigError: an unknown key, or a value outside its range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(
+                    found=f"unknown synthetic angiogram parameter '{key}'{suggest(key, known)}",
+                    expected=f"one of {', '.join(known)}",
+                    fix=f"correct or remove '{key}'",
+                )
+        return cls(**values)
+
+    def _out_of_range(self, name: str, value: object, words: str) -> ConfigError:
+        return ConfigError(
+            found=f"synthetic angiogram parameter {name}={value}",
+            expected=f"{name}: {words}",
+            fix=f"set {name} as the docstring of {type(self).__name__} says",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AngiogramParams(Parameters):
     """Geometry, physics and distractors of a rendered frame.
 
     Fields marked *easy, hard* are pairs (value at difficulty 0, value at difficulty 1) with linear
@@ -70,77 +148,22 @@ class AngiogramParams:
     grey: Pair = (85.0, 145.0)
     supersample: int = 2
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, (list, tuple)):
-                if len(value) != 2:
-                    raise _out_of_range(field.name, value, "two numbers")
-                # JSON and configs give lists; equality and hashing want tuples.
-                object.__setattr__(self, field.name, (float(value[0]), float(value[1])))
-            for number in value if isinstance(value, (list, tuple)) else (value,):
-                if not math.isfinite(number):
-                    raise _out_of_range(field.name, value, "finite numbers")
-        for names, good, words in _RULES:
-            for name in names.split():
-                value = getattr(self, name)
-                if not all(
-                    good(number) for number in (value if isinstance(value, tuple) else [value])
-                ):
-                    raise _out_of_range(name, value, words)
-        for name in ("field_of_view_mm", "tortuosity", "grey"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise _out_of_range(name, (low, high), "a range (low, high) with low <= high")
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        ("difficulty collimator", lambda x: 0 <= x <= 1, "numbers in [0, 1]"),
+        ("vignetting scatter", lambda x: 0 <= x < 1, "numbers in [0, 1)"),
+        ("field_of_view_mm vessel_scale mu_per_mm photons_per_mm2", lambda x: x > 0, "more than 0"),
+        (
+            "min_path_mm min_label_mm min_label_px twigs tortuosity background distractors "
+            "detector_blur_mm motion_blur_mm",
+            lambda x: x >= 0,
+            "0 or more",
+        ),
+        ("grey", lambda x: 0 < x < 255, "numbers in (0, 255)"),
+        ("supersample", lambda x: x >= 1 and x == int(x), "a whole number >= 1"),
+    )
+    RANGES: ClassVar[tuple[str, ...]] = ("field_of_view_mm", "tortuosity", "grey")
 
     def at(self, name: str) -> float:
         """Value of an *easy, hard* pair at this difficulty."""
         easy, hard = getattr(self, name)
         return easy + self.difficulty * (hard - easy)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types: the same parameters give the same dict, and back by ``from_dict``."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> AngiogramParams:
-        """Builds the parameters from a dict (a config, a JSON file).
-
-        Raises:
-            ConfigError: an unknown key, or a value outside its range.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(
-                    found=f"unknown synthetic angiogram parameter '{key}'{suggest(key, known)}",
-                    expected=f"one of {', '.join(known)}",
-                    fix=f"correct or remove '{key}'",
-                )
-        return cls(**values)
-
-
-_RULES = (
-    ("difficulty collimator", lambda x: 0 <= x <= 1, "numbers in [0, 1]"),
-    ("vignetting scatter", lambda x: 0 <= x < 1, "numbers in [0, 1)"),
-    ("field_of_view_mm vessel_scale mu_per_mm photons_per_mm2", lambda x: x > 0, "more than 0"),
-    (
-        "min_path_mm min_label_mm min_label_px twigs tortuosity background distractors "
-        "detector_blur_mm motion_blur_mm",
-        lambda x: x >= 0,
-        "0 or more",
-    ),
-    ("grey", lambda x: 0 < x < 255, "numbers in (0, 255)"),
-    ("supersample", lambda x: x >= 1 and x == int(x), "a whole number >= 1"),
-)
-
-
-def _out_of_range(name: str, value: object, words: str) -> ConfigError:
-    return ConfigError(
-        found=f"synthetic angiogram parameter {name}={value}",
-        expected=f"{name}: {words}",
-        fix=f"set {name} as the docstring of AngiogramParams says",
-    )

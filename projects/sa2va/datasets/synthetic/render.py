@@ -224,7 +224,10 @@ def _detect(
 ) -> tuple[NDArray[np.uint8], float]:
     """Motion, scatter, exposure, quantum noise, detector blur: uint8 picture and its gain."""
     aim, travel, turn = view.uniform(*params.grey), view.random(), view.uniform(0, np.pi)
-    signal = _move(transmission, travel * params.at("motion_blur_mm") / canvas.pixel_mm, turn)
+    signal = transmission
+    kernel = background.motion_kernel(travel * params.at("motion_blur_mm") / canvas.pixel_mm, turn)
+    if kernel is not None:
+        signal = ndimage.convolve(signal, kernel, mode="nearest")
     scatter = params.at("scatter")
     if scatter > 0:
         # Scatter is a wide veil: it follows the large shadows and ignores the vessels.
@@ -246,24 +249,3 @@ def _detect(
     if blur > 0:
         signal = ndimage.gaussian_filter(signal, blur, mode="nearest", truncate=3.0)
     return np.clip(np.rint(gain * signal), 0, 255).astype(np.uint8), gain
-
-
-def _move(picture: Array, length_px: float, turn: float) -> Array:
-    """Mean over a straight move of ``length_px`` pixels in direction ``turn`` (radians)."""
-    if length_px < 0.05:
-        return picture
-    reach = int(np.ceil(length_px / 2)) + 1
-    kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
-    for step in np.linspace(-0.5, 0.5, 4 * reach + 1) * length_px:
-        x, y = reach + step * np.cos(turn), reach + step * np.sin(turn)
-        column, row = int(np.floor(x)), int(np.floor(y))
-        dx, dy = x - column, y - row
-        for r, c, weight in (
-            (row, column, (1 - dy) * (1 - dx)),
-            (row, column + 1, (1 - dy) * dx),
-            (row + 1, column, dy * (1 - dx)),
-            (row + 1, column + 1, dy * dx),
-        ):
-            if weight > 0:
-                kernel[r, c] += weight
-    return ndimage.convolve(picture, kernel / kernel.sum(), mode="nearest")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -13,7 +14,7 @@ from ..base import VesselDataset
 from ..hashes import pixel_hash
 from ..image_io import exif_orientation, read_image
 from ..near_duplicates import perceptual_hash, thumbnail
-from ..records import Record, rasterise
+from ..records import Obj, Record, rasterise
 
 TWICE = 0.8
 """Intersection over union from which two regions are one that was drawn twice."""
@@ -63,7 +64,8 @@ def read_frame(dataset: VesselDataset, index: int) -> FrameFacts:
     try:
         # Not dataset.image, which refuses an image of another size than its labels.
         image = read_image(record.image_path, dataset.intensity)
-        masks = [rasterise(obj, record.height, record.width) for obj in record.objects]
+        objects = dataset.labelled(index)
+        masks = [rasterise(obj, record.height, record.width) for obj in objects]
         turned = exif_orientation(record.image_path) != 1
     except DataError as error:
         return FrameFacts(error=error)
@@ -77,7 +79,7 @@ def read_frame(dataset: VesselDataset, index: int) -> FrameFacts:
         mean=float(mean[0, 0]),
         deviation=float(deviation[0, 0]),
     )
-    for obj, mask in zip(record.objects, masks, strict=True):
+    for obj, mask in zip(objects, masks, strict=True):
         share = float(mask.mean())
         if share == 0:
             facts.empty.append(obj.phrase)
@@ -88,7 +90,7 @@ def read_frame(dataset: VesselDataset, index: int) -> FrameFacts:
         facts.vessel_fraction = float(union.mean())
         if union.shape == grey.shape:
             facts.contrast = _contrast(grey, union)
-    _look_at_regions(record, facts)
+    _look_at_regions(objects, record, facts)
     return facts
 
 
@@ -100,10 +102,10 @@ def _contrast(grey: np.ndarray, union: np.ndarray) -> float | None:
     return float(grey[union > 0].mean() - grey[ring > 0].mean())
 
 
-def _look_at_regions(record: Record, facts: FrameFacts) -> None:
+def _look_at_regions(objects: Sequence[Obj], record: Record, facts: FrameFacts) -> None:
     """Regions without a pixel, and regions that overlap, polygon by polygon."""
     regions: list[tuple[dict, list[np.ndarray]]] = []
-    for obj in record.objects:
+    for obj in objects:
         rles = [([rle], []) for rle in obj.rle]
         if obj.polygons:
             flat = [polygon.ravel().tolist() for polygon in obj.polygons]

@@ -112,7 +112,7 @@ def _open(split: str, config: Mapping[str, Any], checked: Checked) -> None:
     dataset = None
     with collecting() as problems:
         try:
-            dataset = DATASETS.build(config)
+            dataset = DATASETS.build(config).on_disk()
         except DataError as error:
             problems.append(Problem(error.found, error.expected, error.fix, "split"))
     names = _OutputNames(config, dataset)

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ...datasets.image_io import read_image
-from ...errors import DataError
+from ...errors import DataError, listing
 from ..results import InferenceResult, check_threshold
 from . import drawing
 from .files import PrivateFolder
@@ -179,6 +179,12 @@ class Desk:
         (result,) = self.inferencer([image], text, threshold=threshold)
         if result.error is not None:
             raise result.error
+        if len(result.phrases) > 1:
+            raise DataError(
+                found=f"a question about {len(result.phrases)} phrases: {listing(result.phrases)}",
+                expected="one: the page shows one mask",
+                fix="ask for one of them; tools/predict.py and Python give a mask for each",
+            )
         return result
 
     def _read_upload(self, path: str | Path) -> np.ndarray:

@@ -1,0 +1,17 @@
+# The small model on coronary segments by name, on one card; it starts from the vessels.
+#   export ARCADE_ROOT=<folder with train, val, test>
+#   python tools/train.py projects/sa2va/configs/sa2va_arcade_segments_small.py --cfg-options \
+#       init_from.parts=all init_from.checkpoint=work_dirs/sa2va_arcade_small/iter_4000.pth
+_base_ = [
+    "../../../configs/_base_/models/sa2va_small.py",
+    "../../../configs/_base_/datasets/arcade_segments_augmented.py",
+    "../../../configs/_base_/schedules/small_adamw.py",
+    "../../../configs/_base_/runtime.py",
+]
+
+model = dict(answer_mode="choice")
+default_hooks = dict(
+    checkpoint=dict(interval=500, save_best="vessel/segment_dice_over_phrases"),
+    logger=dict(interval=25),
+)
+test_evaluator = dict(metric_set="fast")

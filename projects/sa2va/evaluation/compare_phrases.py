@@ -1,0 +1,90 @@
+"""Dice over phrases of two runs, for a comparison; the means are those of :mod:`.phrases`.
+
+Both runs have the same truth, so the number n_p of pairs in which phrase p is present is the same,
+and the difference of their means over P phrases is a sum over pairs of d / (P n_p). Summed up by
+patient and multiplied by the number C of patients it is the d of a patient: its mean over patients
+is the difference, and flipping a patient's sign swaps A and B for that patient. The interval
+resamples patients and takes each phrase's mean anew, without phrases that were not drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .overlap import ratio
+
+OVER_PHRASES, OVER_PAIRS = "_dice_over_phrases", "_dice_over_pairs"
+Rows = Mapping[tuple[str, str], Mapping[str, Any]]
+
+
+def phrase_metrics(report: Mapping[str, Any]) -> list[str]:
+    """Names of what can be compared besides the metrics, of a run with several phrases."""
+    kinds = (report.get("phrases") or {}).get("means", {})
+    return [kind + end for kind in kinds for end in (OVER_PHRASES, OVER_PAIRS)]
+
+
+def pair_values(
+    metric: str, report: Mapping[str, Any], rows: Rows, keys: Sequence[tuple[str, str]]
+) -> np.ndarray:
+    """Dice of each row, float64 [rows]; ``nan`` where its phrase is absent or of another kind."""
+    kind = metric.removesuffix(OVER_PHRASES).removesuffix(OVER_PAIRS)
+    own = {row["phrase"] for row in report["phrases"]["by_phrase"] if row["kind"] == kind}
+    return np.array(
+        [
+            rows[key]["dice"]
+            if key[1] in own and rows[key]["counts"]["tp"] + rows[key]["counts"]["fn"]
+            else np.nan
+            for key in keys
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class OverPhrases:
+    """Sums of two runs by patient and phrase.
+
+    Attributes:
+        dice: float64 [2, C, P], sums over present pairs.
+        present: float64 [C, P], numbers of present pairs.
+    """
+
+    dice: np.ndarray
+    present: np.ndarray
+
+    @classmethod
+    def of(
+        cls, values: np.ndarray, groups: np.ndarray, keys: Sequence[tuple[str, str]]
+    ) -> OverPhrases:
+        """Sums up.
+
+        Args:
+            values: float64 [2, rows] of :func:`pair_values`, of A and B.
+            groups: int64 [rows], the patient of each row.
+            keys: frame and phrase of each row.
+        """
+        defined = ~np.isnan(values).any(axis=0)
+        _, cluster = np.unique(groups[defined], return_inverse=True)
+        asked = np.array([phrase for _, phrase in keys])[defined]
+        _, phrase = np.unique(asked, return_inverse=True)
+        shape = (cluster.max(initial=-1) + 1, phrase.max(initial=-1) + 1)
+        dice, present = np.zeros((2, *shape)), np.zeros(shape)
+        for side, own in zip(dice, values[:, defined], strict=True):
+            np.add.at(side, (cluster, phrase), own)
+        np.add.at(present, (cluster, phrase), 1)
+        return cls(dice, present)
+
+    def contributions(self) -> np.ndarray:
+        """What each patient adds to the means of A and B, times C: float64 [2, C]."""
+        clusters, phrases = self.present.shape
+        return (self.dice / self.present.sum(axis=0)).sum(axis=-1) * (clusters / max(1, phrases))
+
+    def resampled(self, weights: np.ndarray) -> np.ndarray:
+        """B - A, float64 [B], of patients drawn as often as ``weights`` [B, C] says."""
+        drawn = weights @ self.present
+        with_some = drawn > 0
+        difference = np.nan_to_num(ratio(weights @ (self.dice[1] - self.dice[0]), drawn))
+        return ratio(difference.sum(axis=-1), with_some.sum(axis=-1))

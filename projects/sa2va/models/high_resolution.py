@@ -1,0 +1,117 @@
+"""A mask head of high resolution over SAM2's: detail that its grid of stride 4 cannot hold.
+
+SAM2 predicts logits at a quarter of the input's resolution, where a vessel of 4 px is one cell. Its
+Hiera has no map finer than that, so a small convolutional stem reads the input pixels, and a U-Net
+decoder (Ronneberger et al., 2015; residual blocks as in nnU-Net, Isensee et al., 2021, by MONAI)
+takes the mask decoder's upscaled embedding and logits back up beside it. Its last convolution
+starts at zero: over pretrained weights the output is SAM2's own until training changes it
+(Zhang et al., 2023, ControlNet's zero convolution).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from projects.sa2va.errors import ConfigError
+
+_SAM2_STRIDE = 4
+
+
+class HighResolutionHead(nn.Module):
+    """Adds a correction of stride 1 or 2 to SAM2's logits.
+
+    Args:
+        embedding_size: channels of the mask decoder's upscaled embedding.
+        stride: 1 or 2, of the correction's grid.
+        width: channels at stride 1; twice as many at stride 2, four times at stride 4.
+        seed: seed of the weights; the global generator is left as it was.
+
+    Raises:
+        ConfigError: another stride, or no channels.
+
+    Shapes: B images, N prompts, S the input size, E the embedding size.
+    """
+
+    def __init__(
+        self, embedding_size: int, stride: int = 2, width: int = 16, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if stride not in (1, 2) or width < 1:
+            raise ConfigError(
+                found=f"model.high_resolution stride={stride!r}, width={width!r}",
+                expected="stride 1 or 2, and at least one channel",
+                fix="set model.high_resolution=dict(stride=2, width=16), or None to leave it out",
+            )
+        from monai.networks.blocks import UnetResBlock, UnetUpBlock  # takes seconds to import
+
+        self.stride = stride
+        strides = [s for s in (1, 2, 4) if s >= stride]
+        widths = [width * s for s in strides]
+        norm = ("instance", {"affine": True})
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + 4)
+            self.stem_blocks = nn.ModuleList(
+                UnetResBlock(2, below, own, 3, stride if first else 2, norm)
+                for first, below, own in zip(
+                    [True, *[False] * 2], [3, *widths], widths, strict=False
+                )
+            )
+            self.join = UnetResBlock(2, widths[-1] + embedding_size + 1, widths[-1], 3, 1, norm)
+            self.up_blocks = nn.ModuleList(
+                UnetUpBlock(2, below, own, 3, 1, 2, norm)
+                for below, own in zip(widths[:0:-1], widths[-2::-1], strict=True)
+            )
+            self.correction = nn.Conv2d(widths[0], 1, kernel_size=1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
+
+    def stem(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Maps of images [B, 3, S, S], finest first: [B, width * s, S/s, S/s] for each stride s."""
+        maps = []
+        images = images.to(self.correction.weight.device)
+        for block in self.stem_blocks:
+            images = block(images)
+            maps.append(images)
+        return tuple(maps)
+
+    def forward(self, logits: Tensor, upscaled: Tensor, stem: tuple[Tensor, ...]) -> Tensor:
+        """Logits at the input's resolution.
+
+        Args:
+            logits: float32 [N, S/4, S/4], SAM2's.
+            upscaled: [N, E, S/4, S/4], the embedding that its masks are read from.
+            stem: maps of :meth:`stem`, one image for each prompt.
+
+        Returns:
+            float32 [N, S, S]: the logits enlarged bilinearly, plus the correction.
+        """
+        size = [side * _SAM2_STRIDE for side in logits.shape[-2:]]
+        x = self.join(torch.cat([stem[-1], upscaled.to(stem[-1].dtype), logits[:, None]], dim=1))
+        for block, skip in zip(self.up_blocks, stem[-2::-1], strict=True):
+            x = block(x, skip)
+        correction = self.correction(x).float()
+        if self.stride > 1:
+            correction = F.interpolate(correction, size, mode="bilinear")
+        return (F.interpolate(logits[:, None].float(), size, mode="bilinear") + correction)[:, 0]
+
+
+def build_head(config: Any, embedding_size: int, seed: int) -> HighResolutionHead | None:
+    """The head of ``model.high_resolution``, if there is one.
+
+    Raises:
+        ConfigError: not a dict, or settings that cannot be.
+    """
+    if config is None:
+        return None
+    if not isinstance(config, Mapping):
+        raise ConfigError(
+            found=f"model.high_resolution={config!r}",
+            expected="a dict, or None for SAM2's masks as they are",
+            fix="set model.high_resolution=dict(stride=2, width=16) in a config file",
+        )
+    return HighResolutionHead(embedding_size, seed=seed, **config)
