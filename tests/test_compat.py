@@ -8,7 +8,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config, config
 from torch.utils.file_baton import FileBaton
+from yapf.yapflib import reformatter
+from yapf.yapflib.yapf_api import FormatCode
 
 from projects.sa2va import compat
 from projects.sa2va.errors import SetupError
@@ -63,3 +66,16 @@ def test_a_compiler_that_dies_while_it_is_waited_for_is_noticed(baton, monkeypat
     (Path(baton.lock_file_path).parent / "cpu_adam.o").touch()
     with pytest.raises(SetupError, match="for 0 min"):
         baton.wait()
+
+
+def test_a_config_is_formatted_once_and_as_before():
+    cfg = Config({"model": {"layers": [{"type": "a"}], "size": (3, 4)}, "lr": 0.1})
+    text = cfg.pretty_text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "FormatCode", FormatCode)  # yapf's own
+        assert cfg.pretty_text == text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reformatter, "Reformat", lambda *_: pytest.fail("formatted again"))
+        assert cfg.pretty_text == text
+    cfg.lr = 0.2
+    assert "lr = 0.2" in cfg.pretty_text

@@ -53,7 +53,7 @@ def main() -> None:
         gpus_per_run=args.gpus_per_run,
     )
     sweep.check(args.only)
-    check_data(spec, configs)
+    check_data(spec, configs, args.only)
     if args.dry_run:
         print("\n".join(sweep.commands(args.only)))
         return

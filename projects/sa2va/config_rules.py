@@ -167,7 +167,21 @@ class _Rules:
             default="pseudo_collate",
             why="it makes the batches that the model reads",
         )
+        self._check_workers(loader, path)
         self._check_dataset(self._group(loader, "dataset", path) or {}, f"{path}.dataset")
+
+    def _check_workers(self, loader: Mapping, path: str) -> None:
+        """torch refuses these keys without workers, in words that name no key of a config."""
+        idle = [key for key in ("persistent_workers", "prefetch_factor") if loader.get(key)]
+        if idle and not loader.get("num_workers"):
+            off = {"persistent_workers": False, "prefetch_factor": None}
+            raise self._error(
+                found=f"{path}.num_workers={loader.get('num_workers', 0)!r} with "
+                + " and ".join(f"{key}={loader[key]!r}" for key in idle),
+                expected="data workers, which these keys are about",
+                fix=", ".join(f"{path}.{key}={off[key]}" for key in idle)
+                + f"; or {path}.num_workers=1 or more",
+            )
 
     def _check_dataset(self, dataset: Mapping, path: str) -> None:
         found = find_type(dataset.get("type"), ("DATASETS",))

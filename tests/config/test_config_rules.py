@@ -352,3 +352,11 @@ def test_skeletons_and_the_loss_that_reads_them_come_together() -> None:
     for alone in (made, read):
         with pytest.raises(ConfigError, match=r"dataset\.skeletons=.*skeleton_recall_weight="):
             check_rules(put(alone), "c.py")
+
+
+@pytest.mark.parametrize(("key", "value"), [("persistent_workers", True), ("prefetch_factor", 2)])
+def test_what_is_about_workers_needs_some(key: str, value: object) -> None:
+    said = ("val_dataloader", {**right()["val_dataloader"], key: value})
+    found = error(put(said))
+    assert f"{key}={value!r}" in found.found and f"val_dataloader.{key}=" in found.fix
+    check_rules(put(said, ("val_dataloader.num_workers", 1)), "run.py")

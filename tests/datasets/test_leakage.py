@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance
 
 from projects.sa2va.datasets.integrity import check_splits
 from projects.sa2va.datasets.leakage import check_unseen, training_record
+from projects.sa2va.datasets.synthetic.on_the_fly import SyntheticVesselDataset
 from projects.sa2va.errors import DataError
 
 PATIENT = {"type": "regex", "pattern": r"^(P\d+)_"}
@@ -129,3 +130,9 @@ def test_a_broken_record(splits):
     record = {**training_record(splits["train"]), "pixels": "abc"}
     with pytest.raises(DataError, match="broken\\) `pixels`"):
         check_unseen({"test": splits["test"]}, record, "x.pth")
+
+
+def test_patients_stay_known_over_a_run_on_drawn_frames(make_coco, processor):
+    before = training_record(make_coco("a", 2, seed=0, patient=PATIENT))
+    drawn = SyntheticVesselDataset(2, size=64, processor=processor)
+    assert training_record(drawn, before) == before

@@ -1,4 +1,7 @@
-"""Runs the tools as a user does, on the smallest experiment."""
+"""Runs the tools as a user does, on the smallest experiment.
+
+Each way to start them is taken once from a shell; all other runs are forked (tests/processes.py).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.processes import run_forked
 from tests.tiny_experiment import write_experiment
 
 MAX_ITERS = 6
@@ -19,9 +23,9 @@ MAX_ITERS = 6
 FRAMES = (8, 4, 5)
 
 
-def run_tool(*command: object, environment: dict[str, str] | None = None) -> str:
+def run_tool(*command: object) -> str:
     """Runs a command from the repository's root; returns its output, fails with it."""
-    settings = {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **(environment or {})}
+    settings = {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     done = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
@@ -35,26 +39,32 @@ def run_tool(*command: object, environment: dict[str, str] | None = None) -> str
     return done.stdout
 
 
+def run_here(tool: str, *arguments: object, processes: int = 0) -> str:
+    """Runs ``tools/<tool>.py`` as :func:`run_tool` does, but its start is no part of the test."""
+    code, out, err = run_forked(tool, *arguments, processes=processes)
+    assert code == 0, (out + err)[-6000:]
+    return out + err
+
+
 def train(config: Path, work_dir: Path, *arguments: object) -> str:
     """``tools/train.py`` in one process."""
-    return run_tool(
-        sys.executable, "tools/train.py", config, "--work-dir", work_dir, *arguments
-    )  # fmt: skip
+    return run_here("train", config, "--work-dir", work_dir, *arguments)
 
 
 def train_two(config: Path, work_dir: Path, deepspeed: str, *arguments: object) -> str:
-    """``tools/dist.sh train`` in two gloo processes; ``deepspeed`` may be empty (DDP)."""
-    return run_tool(
-        "bash", "tools/dist.sh", "train", config, 2, "--work-dir", work_dir, *arguments,
-        environment={"DEEPSPEED": deepspeed},
+    """``tools/train.py`` in two gloo processes under DeepSpeed."""
+    return run_here(
+        "train", config, "--work-dir", work_dir, "--deepspeed", deepspeed,
+        "--launcher", "pytorch", *arguments, processes=2,
     )  # fmt: skip
 
 
-def test(config: Path, checkpoint: Path, out: Path, *arguments: object) -> dict:
-    """``tools/test.py`` in one process; returns metrics.json."""
-    run_tool(
-        sys.executable, "tools/test.py", config, "--checkpoint", checkpoint,
-        "--work-dir", out.parent / "test_work", "--out", out, *arguments,
+def test(config: Path, checkpoint: Path, out: Path, *arguments: object, processes: int = 0) -> dict:
+    """``tools/test.py``; returns metrics.json."""
+    launcher = ("--launcher", "pytorch") if processes else ()
+    run_here(
+        "test", config, "--checkpoint", checkpoint, "--work-dir", out.parent / "test_work",
+        "--out", out, *launcher, *arguments, processes=processes,
     )  # fmt: skip
     return json.loads((out / "metrics.json").read_text())
 

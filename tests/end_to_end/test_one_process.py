@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,14 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from .conftest import FRAMES, MAX_ITERS, copy_as_interrupted, losses, scalars, test, train
+from .conftest import FRAMES, MAX_ITERS, copy_as_interrupted, losses, run_tool, scalars, test, train
 
 
 @pytest.fixture(scope="module")
 def trained(experiment: Path) -> Path:
     """Work dir of the uninterrupted run."""
     work_dir = experiment.parent / "run"
-    train(experiment, work_dir)
+    run_tool(sys.executable, "tools/train.py", experiment, "--work-dir", work_dir)
     return work_dir
 
 
@@ -27,7 +28,10 @@ def trained(experiment: Path) -> Path:
 def results(experiment: Path, trained: Path) -> Path:
     """Results of testing its last checkpoint."""
     out = experiment.parent / "results"
-    test(experiment, trained / f"iter_{MAX_ITERS}.pth", out)
+    run_tool(
+        sys.executable, "tools/test.py", experiment, "--work-dir", experiment.parent / "test_work",
+        "--checkpoint", trained / f"iter_{MAX_ITERS}.pth", "--out", out,
+    )  # fmt: skip
     return out
 
 

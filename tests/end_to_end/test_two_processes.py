@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -29,19 +28,15 @@ LAST = f"iter_{MAX_ITERS}.pth"
 def ddp(experiment: Path) -> Path:
     """Work dir of a run with plain DDP."""
     work_dir = experiment.parent / "ddp"
-    train_two(experiment, work_dir, "")
+    run_tool("bash", "tools/dist.sh", "train", experiment, 2, "--work-dir", work_dir)
     return work_dir
 
 
 def test_one_process_equals_two_in_testing(experiment: Path, ddp: Path) -> None:
     one, two = experiment.parent / "one", experiment.parent / "two"
-    single = test(experiment, ddp / LAST, one, "--cfg-options", "test_dataloader.batch_size=1")
-    run_tool(
-        "bash", "tools/dist.sh", "test", experiment, 2, "--checkpoint", ddp / LAST,
-        "--work-dir", experiment.parent / "test_work", "--out", two,
-        "--cfg-options", "test_dataloader.batch_size=1",
-    )  # fmt: skip
-    double = json.loads((two / "metrics.json").read_text())
+    alone = ("--cfg-options", "test_dataloader.batch_size=1")
+    single = test(experiment, ddp / LAST, one, *alone)
+    double = test(experiment, ddp / LAST, two, *alone, processes=2)
     assert double["counts"]["frames"] == FRAMES[2]
     assert single["per_frame"] == double["per_frame"]
     for key in ("mean", "patient_mean", "pooled", "per_patient", "undefined", "counts"):

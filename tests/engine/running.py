@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -16,6 +15,7 @@ from mmengine.registry import HOOKS, RUNNERS
 from torch import multiprocessing
 
 from projects.sa2va.engine.start import prepare_training
+from tests.processes import free_port, rendezvous, start_method
 
 _NUMBERS = count()
 
@@ -59,26 +59,15 @@ def build(config: Path, work_dir: Path, resume: bool = False, **options: Any) ->
 
 
 def in_two_processes(work: Callable[..., None], *arguments: Any) -> None:
-    """Runs ``work(rank, *arguments)`` as two processes that may form a group, and waits for them.
-
-    They come from a fork server that imports the package once for all tests; importing takes each
-    process longer than the work itself. CUDA does not survive a fork: with a card they are spawned.
-    """
-    method = "spawn" if torch.cuda.is_available() else "forkserver"
-    if method == "forkserver":
-        multiprocessing.get_context(method).set_forkserver_preload([__name__])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Runs ``work(rank, *arguments)`` as two processes that may form a group, and waits."""
     multiprocessing.start_processes(
-        _one_of_two, (port, work, arguments), nprocs=2, start_method=method
+        _one_of_two, (free_port(), work, arguments), nprocs=2, start_method=start_method()
     )
 
 
 def _one_of_two(rank: int, port: int, work: Callable[..., None], arguments: tuple) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= rendezvous(rank, 2, port)
     work(rank, *arguments)
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
 from mmengine.config import ConfigDict
 from torch import nn
 
-from projects.sa2va.engine.divergence import check_losses, gradients_watched, name_step
+from projects.sa2va.engine.divergence import (
+    check_losses,
+    check_weights,
+    gradients_watched,
+    name_step,
+)
 from projects.sa2va.engine.optim import PartwiseConstructor
 from projects.sa2va.errors import DivergedError
 
@@ -38,7 +44,9 @@ def step(model: nn.Module, factor: float, **clip: object) -> None:
 
 
 def test_finite_losses_pass_and_others_name_themselves_and_their_frames() -> None:
-    check_losses({"loss": torch.tensor(1.0)}, WHERE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of scalars taken from what has a gradient
+        check_losses({"loss": torch.tensor(1.0, requires_grad=True)}, WHERE)
     for value in (math.nan, math.inf):
         losses = {"loss_dice": torch.tensor(1.0), "loss_mask": torch.tensor(value)}
         with pytest.raises(DivergedError, match=r"loss_mask=.*iteration 8.*P1_F2, P3_F4") as error:
@@ -69,3 +77,14 @@ def test_the_config_may_say_otherwise() -> None:
     model = Two()
     step(model, math.inf, error_if_nonfinite=False)
     assert not bool(model.seg_projector.weight.isfinite().all())
+
+
+def test_weights_that_are_lost_are_not_saved() -> None:
+    model = Two()
+    check_weights(dict(model.named_parameters()))
+    step(model, math.inf, error_if_nonfinite=False)
+    with pytest.raises(
+        DivergedError, match=r"about to be saved: \[SEG\] projector \(2 ten"
+    ) as error:
+        check_weights(dict(model.named_parameters()))
+    assert "network" not in error.value.found and "clip_grad" in error.value.fix

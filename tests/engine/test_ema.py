@@ -284,5 +284,6 @@ def test_one_average_only() -> None:
 
 def test_the_plan_knows_it() -> None:
     assert averages({"custom_hooks": [EMA]})
+    assert averages({"default_hooks": {"timer": None, "average": EMA}})
     assert not averages({"custom_hooks": [{"type": "MemoryHook"}]})
     assert not averages({})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,22 @@ from .conftest import resume, save
 pytestmark = pytest.mark.usefixtures("no_model")
 
 
-@pytest.fixture
-def run(experiment: Path, tmp_path: Path) -> Path:
-    """Work dir of a run that was interrupted after two iterations."""
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def began(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``experiment.py``, ``data``, and ``run``, interrupted after two iterations."""
+    parent = tmp_path_factory.mktemp("began")
+    experiment, folder = copy_experiment(rendered, parent), parent / "run"
     began = prepare_training(str(experiment), work_dir=str(folder), seed=5)
     splits = json.loads((folder / DATA_SPLITS_FILE).read_text())
     path = save(folder / "iter_2.pth", seed=5, cfg=began.pretty_text, data_splits=splits)
     (folder / "last_checkpoint").write_text(str(path))
-    return folder
+    return parent
+
+
+@pytest.fixture
+def run(began: Path, tmp_path: Path) -> Path:
+    """Work dir of that run, the test's own."""
+    return shutil.copytree(began / "run", tmp_path / "run")
 
 
 def test_the_same_experiment_goes_on(experiment: Path, run: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,20 @@ def test_two_runs_are_compared_over_phrases(folders):
     assert low <= item.difference <= high
     pairs = found["segment_dice_over_pairs"]
     assert pairs.left_out == 6 and pairs.units == 4
+
+
+def test_a_run_that_was_scored_before_phrases_were_is_compared_too(folders, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(folders[1], older)
+    report = json.loads((older / "metrics.json").read_text())
+    del report["phrases"]
+    (older / "metrics.json").write_text(json.dumps(report))
+    name = "segment_dice_over_phrases"
+    gaps = [
+        compare_runs([Run.read(folders[0]), Run.read(b)], [name], resamples=50).differences[0]
+        for b in (older, folders[1])
+    ]
+    assert gaps[0].difference == gaps[1].difference and gaps[0].interval == gaps[1].interval
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ from projects.sa2va.evaluation.run_folder import StoredRun
 from projects.sa2va.models.outputs import Prediction
 
 
-@pytest.fixture
-def stored(experiment: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder like those of tools/test.py, whose maps hold 8-bit levels."""
-    cfg = load_config(experiment)
+    folder = tmp_path_factory.mktemp("stored") / "run"
+    cfg = load_config(rendered / "experiment.py")
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     metric = VesselMetric(
-        threshold=0.4, out_dir=tmp_path / "run", pictures=None, metric_set="all", bootstrap=50
+        threshold=0.4, out_dir=folder, pictures=None, metric_set="all", bootstrap=50
     )
     metric.set_provenance({"answer_mode": "forced", "split": split_hash(dataset)})
     metric.set_grid((16, 16))
@@ -42,8 +44,14 @@ def stored(experiment: Path, tmp_path: Path) -> Path:
             [Prediction(map_, answers, [True] * len(map_))],
         )
     metric.evaluate(len(dataset))
-    (tmp_path / "run" / "config.py").write_text(cfg.pretty_text)
-    return tmp_path / "run"
+    (folder / "config.py").write_text(cfg.pretty_text)
+    return folder
+
+
+@pytest.fixture
+def stored(made: Path, tmp_path: Path) -> Path:
+    """A copy of it, the test's own."""
+    return shutil.copytree(made, tmp_path / "run")
 
 
 def report_of(folder: Path) -> dict:

@@ -35,7 +35,7 @@ def test_switched_on_over_trained_weights_it_changes_nothing(stride: int) -> Non
     more.load_state_dict(plain.state_dict(), strict=False)
     before, after = plain.eval().predict(inputs(plain)), more.eval().predict(inputs(more))
     assert torch.equal(before[0].probabilities, after[0].probabilities)
-    assert plain.grid_size == (16, 16) and more.grid_size == (64, 64)
+    assert plain.grid_size == (16, 16) and more.grid_size == (64 // stride,) * 2
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -275,3 +275,20 @@ def test_wrong_settings_are_named() -> None:
         build(answer_mode="guess")
     with pytest.raises(ConfigError, match="dtype 'bf16'"):
         build(autocast="bf16")
+
+
+def test_pixels_as_read_give_the_losses_of_pixels_normalised_for_training() -> None:
+    """Training items hold uint8; mean and deviation are the exact ones, as in the reference."""
+    model = build(processor=dict(reference_numerics=True))
+    batch = train_batch(model.processor, [1, 2])
+    images = [picture(i) for i in range(2)]
+    read = [model.processor.pixels(image) for image in images]
+    raw = {
+        "grounding_pixels": torch.stack([one["grounding_pixels"] for one in read]),
+        "pixel_values": torch.cat([one["pixel_values"] for one in read]),
+    }
+    assert all(tensor.dtype == torch.uint8 for tensor in raw.values())
+    found = model(**{**batch, "inputs": batch["inputs"] | raw}, mode="loss")
+    assert {k: float(v) for k, v in found.items()} == {
+        k: float(v) for k, v in model(**batch, mode="loss").items()
+    }

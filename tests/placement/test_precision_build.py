@@ -121,3 +121,14 @@ def test_torchao_talks_of_what_matters_only(caplog: pytest.LogCaptureFixture) ->
         pytree.removeHandler(caplog.handler)
     said = {record.getMessage() for record in caplog.records}
     assert said == {"an operator is missing", f"{Precision} is an Enum subclass"}
+
+
+def test_four_bits_are_of_a_frozen_language_model() -> None:
+    cfg = config(**merged(FP32, dict(mllm=dict(lora=None, train_token_rows=False))))
+    parse_precision("nf4").before_build(cfg)
+    whole = dict(mllm=dict(lora=None, train_token_rows=False, train_language_model=True))
+    for spec in ("nf4", "llm=nf4"):
+        with pytest.raises(ConfigError, match="train_language_model") as caught:
+            parse_precision(spec).before_build(config(**merged(FP32, whole)))
+        assert "--precision llm=int8" in caught.value.fix
+    parse_precision("int8").before_build(config(**merged(FP32, whole)))

@@ -14,7 +14,9 @@ from torch import nn
 
 from benchmarks.true_size import train_whole_tables
 from projects.sa2va.config import load_config
+from projects.sa2va.config_rules import check_rules
 from projects.sa2va.engine.advice import advise
+from projects.sa2va.engine.dry_run import _recipe
 from projects.sa2va.errors import ConfigError
 from projects.sa2va.planning import Card, Request, make_plan
 from projects.sa2va.planning.host import host_items
@@ -172,3 +174,17 @@ def test_exit_status(arguments, status, plan, monkeypatch, tmp_path, no_network,
     assert preflight.main() == status
     assert json.loads(out.read_text())["fits"] is (status == 0)
     assert ("does not fit:" in capsys.readouterr().out) is (status == 1)
+
+
+def test_a_loss_that_reads_skeletons_is_planned_and_tried_with_them(plan, tmp_path):
+    options = {
+        "train_dataloader.batch_size": 1,
+        "model.mask_loss.skeleton_recall_weight": 1.0,
+        "train_dataloader.dataset.skeletons": True,
+    }
+    cfg = load_config(DEMO, options)
+    more = make_plan(cfg, Request(frame_size=64)).section("training")
+    assert more.peak >= plan.section("training").peak
+    tried = _recipe(cfg, Request(frame_size=64), 1, tmp_path)
+    check_rules(tried, "dry_run.py")
+    assert tried.train_dataloader.dataset.skeletons

@@ -106,8 +106,11 @@ def test_data_sets_say_which_images_are_for_training(tmp_path):
             phrase="vein",
             test_mode=test_mode,
         )
+        item = dataset[0]
         expected = processor.grounding_pixels(dataset.image(0), training=not test_mode)
-        assert torch.equal(dataset[0]["grounding_pixels"], expected)
+        read = processor.normalised(item, training=not test_mode)["grounding_pixels"]
+        assert torch.equal(read, expected)
+        assert item["grounding_pixels"].dtype == (torch.float32 if test_mode else torch.uint8)
 
 
 def test_pickle_gives_an_equal_processor():

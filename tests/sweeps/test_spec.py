@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from projects.sa2va.errors import ConfigError, DataError
+from projects.sa2va.errors import CheckpointError, ConfigError, DataError
 from projects.sa2va.sweeps import check_data, read_spec, resolve
 from projects.sa2va.sweeps.spec import Tuning
 from tests.conftest import ROOT
@@ -111,8 +111,10 @@ def test_data_are_read_once_and_must_be_the_same_for_all_rows(experiment, monkey
     read = []
     real = validate.check_training_data
     monkeypatch.setattr(
-        validate, "check_training_data", lambda cfg: read.append(cfg) or real(cfg)
-    )  # fmt: skip
+        validate,
+        "check_training_data",
+        lambda cfg, *begun: read.append(cfg) or real(cfg, *begun),
+    )
     lora, other = {"model.mllm.lora.r": 1}, {"test_dataloader.dataset.limit": 1}
     spec = spec_of(experiment, {"a": {}, "b": {"options": lora}})
     check_data(spec, resolve(spec))
@@ -123,3 +125,17 @@ def test_data_are_read_once_and_must_be_the_same_for_all_rows(experiment, monkey
     next((experiment.parent / "data").rglob("*.png")).write_bytes(b"no image")
     with pytest.raises(DataError, match="row 'a'"):
         check_data(spec, resolve(spec))
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        {"init_from": {"checkpoint": "nowhere.pth", "parts": ["[SEG] projector"]}},
+        {"load_from": "nowhere.pth"},
+    ],
+)
+def test_what_a_row_starts_from_is_read_before_the_first_run(experiment, begun):
+    spec = spec_of(experiment, {"a": {}, "b": {"options": begun}})
+    with pytest.raises(CheckpointError, match=r"row 'b': no checkpoint at nowhere\.pth"):
+        check_data(spec, resolve(spec))
+    check_data(spec, resolve(spec), ["a"])

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from tests import processes
 from tests.conftest import ROOT
 
 
@@ -82,3 +83,8 @@ def run_process(name: str, *args: object, cwd: Path) -> Ended:
         timeout=300,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def run_forked(name: str, *args: object, cwd: Path) -> Ended:
+    """As :func:`run_process`, where the start is no part of the test: that takes longest."""
+    return Ended(*processes.run_forked(name, *args, cwd=cwd))

@@ -14,7 +14,7 @@ from projects.sa2va.checkpoints import provenance, write_atomically
 from projects.sa2va.config import load_config
 from tests.broken_data import WAYS, copy_experiment, images, same_patient
 
-from .conftest import run_process
+from .conftest import run_forked, run_process
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_misspelt_key(experiment, run_dir, tmp_path):
 def test_patient_in_two_splits(experiment, run_dir, tmp_path):
     before = contents(run_dir)
     same_patient(tmp_path)
-    message = run_process("train", experiment, "--work-dir", run_dir, cwd=tmp_path).refused(
+    message = run_forked("train", experiment, "--work-dir", run_dir, cwd=tmp_path).refused(
         "DataError"
     )
     assert "patients in two splits" in message
@@ -67,7 +67,7 @@ def test_checkpoint_of_another_architecture(experiment, run_dir, tmp_path):
     path = tmp_path / "iter_2.pth"
     write_atomically({"state_dict": model.trained_state_dict(), "meta": meta}, path)
     before = contents(run_dir)
-    message = run_process(
+    message = run_forked(
         "test", experiment, "--checkpoint", path, "--work-dir", run_dir, cwd=tmp_path
     ).refused("CheckpointError")
     assert f"{path} does not fit this model" in message
@@ -80,7 +80,7 @@ def test_checkpoint_of_another_architecture(experiment, run_dir, tmp_path):
 
 def test_neither_checkpoint_nor_folder_to_write_to(experiment, tmp_path):
     (tmp_path / "taken").write_text("mine")
-    message = run_process(
+    message = run_forked(
         "test", experiment, "--checkpoint", "x.pth", "--work-dir", "taken", cwd=tmp_path
     ).refused("SetupError")
     assert "taken cannot be written" in message

@@ -115,7 +115,7 @@ def test_checkpoint_of_ours_to(call, ours, tiny, tmp_path, to) -> None:
     out = tmp_path / "out"
     ended = call("convert", path, out, "--to", to, *FLOAT32)
     assert ended.code == 0, ended.err
-    assert f"Loaded {path} (checkpoint file, iteration 3" in ended.out
+    assert f"Loaded {path} (checkpoint file, raw weights, iteration 3" in ended.out
     assert f"Wrote {out}: 0.00" in ended.out
     assert ("video memory is not there" in ended.out) == (to in ("sa2va", "native"))
     assert "every LoRA B is zero" not in ended.out
@@ -166,7 +166,7 @@ def test_checkpoint_of_the_reference_to(call, f7, config, tmp_path, to) -> None:
     out = tmp_path / "out"
     ended = call("convert", f7, out, "--to", to, "--config", config, *FLOAT32)
     assert ended.code == 0, ended.err
-    assert "a training checkpoint of the reference, iteration 12192" in ended.out
+    assert "a training checkpoint of the reference, raw weights, iteration 12192" in ended.out
     assert "note: 14 frozen tensors replaced" in ended.out
     shown = call("inspect_checkpoint", out)
     assert shown.code == 0, shown.err

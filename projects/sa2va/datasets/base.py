@@ -161,7 +161,8 @@ class VesselDataset(Dataset, ABC):
             virtual_index: ``epoch * len(self) + index`` in training, the index itself in testing.
 
         Returns:
-            Both: pixel_values float32 [n, 3, T, T]; grounding_pixels float32 [3, S, S]; ``meta``
+            Both: pixel_values [n, 3, T, T] and grounding_pixels [3, S, S], float32 in testing and
+            uint8 in training, where the model normalises them (a quarter of the bytes); ``meta``
             (index, frame, patient, phrases, image_path, height, width, spacing). Training besides:
             input_ids and labels int64 [L], pad_id, masks uint8 [K, H, W] (K may be 0), and
             ``skeletons`` of the same shape where they are asked for. Testing
@@ -244,7 +245,7 @@ class VesselDataset(Dataset, ABC):
             rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, epoch, index])
             image, masks = self.augment(image, masks, rng)
         item = {
-            "grounding_pixels": self.processor.grounding_pixels(image, training=True),
+            **self.processor.pixels(image),
             "masks": torch.from_numpy(masks),
             "meta": self._meta(index, phrases, image),
         }
@@ -252,18 +253,17 @@ class VesselDataset(Dataset, ABC):
             item["skeletons"] = torch.from_numpy(thick_skeletons(masks))
         if self.processor.image_only:
             return {**item, "phrases": phrases}
-        tiles = self.processor.tiles(image)
         turns = [
             self.processor.turn([p for p, _ in one], [obj is not None for _, obj in one])
             for one in asked
         ]
-        input_ids, labels = self.processor.conversation(turns or record.turns, len(tiles))
+        tiles = len(item["pixel_values"])
+        input_ids, labels = self.processor.conversation(turns or record.turns, tiles)
         return {
             **item,
             "input_ids": input_ids,
             "labels": labels,
             "pad_id": self.processor.pad_token_id,
-            "pixel_values": tiles,
         }
 
     def _meta(self, index: int, phrases: list[str], image: np.ndarray) -> dict[str, Any]:

@@ -76,13 +76,15 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def pixels(normalised: Tensor) -> np.ndarray:
-    """Undoes the normalisation of float32 [3, H, W]; uint8 [H, W, 3]."""
+def pixels(read: Tensor) -> np.ndarray:
+    """What a model reads, [3, H, W], as uint8 [H, W, 3]; of float32 the normalisation is undone."""
+    if read.dtype == torch.uint8:
+        return read.permute(1, 2, 0).numpy()
     mean, deviation = (
         torch.tensor(values).view(3, 1, 1)
         for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     )
-    values = (normalised * deviation + mean).mul(255).round().clamp(0, 255)
+    values = (read * deviation + mean).mul(255).round().clamp(0, 255)
     return values.permute(1, 2, 0).to(torch.uint8).numpy()
 
 

@@ -22,8 +22,8 @@ def sa2va_collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         Training: ``inputs`` with input_ids, labels (-100 where padded) and attention_mask, int64
-        [B, L], right padded; pixel_values float32 [sum of tiles, 3, T, T]; tiles_per_image;
-        grounding_pixels float32 [B, 3, S, S]. Beside it ``masks`` (B times uint8 [K, H, W]),
+        [B, L], right padded; pixel_values uint8 [sum of tiles, 3, T, T]; tiles_per_image;
+        grounding_pixels uint8 [B, 3, S, S]. Beside it ``masks`` (B times uint8 [K, H, W]),
         ``meta`` and, of data sets that make them, ``skeletons`` (as the masks).
 
         Testing: ``inputs`` with pixel_values, tiles_per_image, grounding_pixels, prompts (B lists

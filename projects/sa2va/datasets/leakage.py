@@ -154,6 +154,8 @@ def training_record(
         check = files.pseudonym_check
     if earlier is not None:
         rows |= set(zip(*_hashes_of(earlier), strict=True))
+        if files is None:  # frames that were drawn have no patients, so nothing is mixed up
+            check = earlier["pseudonym_check"]
         if earlier["pseudonym_check"] == check:
             patients |= set(earlier["patients"])
     ordered = sorted(rows)

@@ -8,25 +8,25 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from projects.sa2va.errors import DivergedError, listing
 from projects.sa2va.models import part_of
 
 _FIX = (
-    "lower optim_wrapper.optimizer.lr, or that of a part by optim_wrapper.paramwise_cfg.lr_mult; "
-    "lengthen the warm-up of param_scheduler; --resume goes on from the last checkpoint"
+    "lower optim_wrapper.optimizer.lr, or that of a part by optim_wrapper.paramwise_cfg.lr_mult, "
+    "and begin anew, from the weights of the last checkpoint by load_from or from the start"
 )
 
 
-def check_losses(losses: Mapping[str, Any], where: str) -> None:
+def check_losses(losses: Mapping[str, Tensor], where: str) -> None:
     """Raises DivergedError where a loss is not finite.
 
     Args:
         losses: what the training step gave, float scalars by name.
         where: which step it is (:func:`name_step`).
     """
-    values = {name: float(value) for name, value in losses.items()}
+    values = {name: float(value.detach()) for name, value in losses.items()}
     wrong = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
     if wrong:
         raise DivergedError(
@@ -66,6 +66,25 @@ def gradients_watched(model: nn.Module, where: str) -> Iterator[None]:
             expected="finite gradients; the step was not taken, the last checkpoint is intact",
             fix=_FIX,
         ) from error
+
+
+def check_weights(trained: Mapping[str, Tensor]) -> None:
+    """Refuses to save weights that are lost: without ``clip_grad`` any gradient makes a step.
+
+    Args:
+        trained: what a checkpoint would hold, by the model's own names.
+
+    Raises:
+        DivergedError: weights that are not finite.
+    """
+    wrong = Counter(part_of(n) for n, tensor in trained.items() if not tensor.isfinite().all())
+    if wrong:
+        said = listing(f"{part} ({count} tensors)" for part, count in wrong.items())
+        raise DivergedError(
+            found=f"weights that are not finite, about to be saved: {said}",
+            expected="finite weights; the checkpoint before is intact",
+            fix=f"set optim_wrapper.clip_grad=dict(max_norm=1.0), {_FIX}",
+        )
 
 
 def name_step(iteration: int, meta: Sequence[Mapping[str, Any]]) -> str:

@@ -155,8 +155,9 @@ def _recipe(cfg: Config, request: Request, steps: int, work: Path) -> Config:
         key = f"{split}_dataloader"
         if plain.get(key):
             dataset = synthetic[key].dataset.to_dict()
-            augment = plain[key]["dataset"].get("augment")
-            plain[key]["dataset"] = {**dataset, **({"augment": augment} if augment else {})}
+            own = plain[key]["dataset"]
+            kept = {name: own[name] for name in ("augment", "skeletons") if own.get(name)}
+            plain[key]["dataset"] = {**dataset, **kept}
     processor = plain["model"]["processor"]
     plain["model"] = with_sizes(plain["model"])
     # Linked again when the config is loaded.

@@ -34,6 +34,7 @@ from projects.sa2va.checkpoints import (
 from projects.sa2va.models import parameter_table
 
 from .bare import bare_model
+from .divergence import check_weights
 from .ema import weight_ema
 from .memory import limit_memory
 from .out_of_memory import explain_out_of_memory
@@ -131,6 +132,7 @@ class CheckpointsOfOurs:
         optimizer = self.optimizer_state() if save_optimizer else None
         if not is_main_process():
             return
+        check_weights(trained)
         checkpoint: dict[str, Any] = {
             "meta": self._checkpoint_meta(meta, by_epoch),
             # What no run goes on from need not be kept in float32.

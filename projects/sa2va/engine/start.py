@@ -83,15 +83,11 @@ def prepare_training(
     check_ema(cfg)
     cfg.resume = False  # a dumped config of a resumed run says True
     meta = set_resume(cfg, resume, seed) if resume is not None else None
-    loaded, source = meta, cfg.get("load_from")
-    init = InitFrom.from_config(cfg.get("init_from"))
-    if meta is None and init is not None:
-        _only_one_start(cfg, init)
-        loaded, source = read_initial(init)["meta"], init.checkpoint
-    elif loaded is None and source:
-        loaded = read_checkpoint(source)["meta"]
-    if loaded is not None and source == cfg.get("load_from"):
-        check_kind(cfg.model.type, loaded, source)
+    if meta is None:
+        loaded, source = starting_point(cfg)
+    else:
+        loaded, source = meta, cfg.load_from
+        check_kind(cfg.model.type, meta, source)
     # Augmentation and the order of frames follow the run's seed; weights have seeds of their own.
     if cfg.get("train_dataloader"):
         cfg.train_dataloader.dataset.setdefault("seed", cfg.randomness.seed or 0)
@@ -105,6 +101,24 @@ def prepare_training(
         write_atomic(Path(cfg.work_dir) / DATA_SPLITS_FILE, lambda file: file.write(text))
         remove_half_written(Path(cfg.work_dir))
     return cfg
+
+
+def starting_point(cfg: Config) -> tuple[dict[str, Any] | None, str | None]:
+    """Meta data and path of the checkpoint that a new run starts from; None and None without one.
+
+    Raises:
+        ConfigError: ``load_from`` and ``init_from`` at once, or an ``init_from`` that cannot be.
+        CheckpointError: it cannot be read, is of another model, or lacks a part.
+    """
+    init, source = InitFrom.from_config(cfg.get("init_from")), cfg.get("load_from")
+    if init is not None:
+        _only_one_start(cfg, init)
+        return read_initial(init)["meta"], init.checkpoint
+    if not source:
+        return None, None
+    meta = read_checkpoint(source)["meta"]
+    check_kind(cfg.model.type, meta, source)
+    return meta, source
 
 
 def prepare_test(

@@ -159,7 +159,8 @@ def compare_runs(
     for a, b in itertools.combinations(runs, 2):
         for metric in metrics or known:
             if metric in of_phrases:
-                pairs = [pair_values(metric, run.report, run.rows, keys) for run in (a, b)]
+                # What A's report says of the phrases holds for B: the truth is the same.
+                pairs = [pair_values(metric, runs[0].report, run.rows, keys) for run in (a, b)]
                 values = np.array(pairs)
             else:
                 rows = [[_value(run.rows[key][metric]) for key in keys] for run in (a, b)]

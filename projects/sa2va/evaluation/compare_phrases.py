@@ -17,14 +17,14 @@ import numpy as np
 
 from .overlap import ratio
 
-OVER_PHRASES, OVER_PAIRS = "_dice_over_phrases", "_dice_over_pairs"
+PHRASE_MEANS = OVER_PHRASES, OVER_PAIRS = "_dice_over_phrases", "_dice_over_pairs"
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 def phrase_metrics(report: Mapping[str, Any]) -> list[str]:
     """Names of what can be compared besides the metrics, of a run with several phrases."""
     kinds = (report.get("phrases") or {}).get("means", {})
-    return [kind + end for kind in kinds for end in (OVER_PHRASES, OVER_PAIRS)]
+    return [kind + end for kind in kinds for end in PHRASE_MEANS]
 
 
 def pair_values(
@@ -45,10 +45,10 @@ def pair_values(
 
 @dataclass(frozen=True)
 class OverPhrases:
-    """Sums of two runs by patient and phrase.
+    """Sums of runs by patient and phrase; two of them, A and B, in a comparison.
 
     Attributes:
-        dice: float64 [2, C, P], sums over present pairs.
+        dice: float64 [R, C, P], sums over present pairs of R runs.
         present: float64 [C, P], numbers of present pairs.
     """
 
@@ -62,7 +62,7 @@ class OverPhrases:
         """Sums up.
 
         Args:
-            values: float64 [2, rows] of :func:`pair_values`, of A and B.
+            values: float64 [R, rows] of :func:`pair_values`.
             groups: int64 [rows], the patient of each row.
             keys: frame and phrase of each row.
         """
@@ -71,14 +71,14 @@ class OverPhrases:
         asked = np.array([phrase for _, phrase in keys])[defined]
         _, phrase = np.unique(asked, return_inverse=True)
         shape = (cluster.max(initial=-1) + 1, phrase.max(initial=-1) + 1)
-        dice, present = np.zeros((2, *shape)), np.zeros(shape)
+        dice, present = np.zeros((len(values), *shape)), np.zeros(shape)
         for side, own in zip(dice, values[:, defined], strict=True):
             np.add.at(side, (cluster, phrase), own)
         np.add.at(present, (cluster, phrase), 1)
         return cls(dice, present)
 
     def contributions(self) -> np.ndarray:
-        """What each patient adds to the means of A and B, times C: float64 [2, C]."""
+        """What each patient adds to the means of the runs, times C: float64 [R, C]."""
         clusters, phrases = self.present.shape
         return (self.dice / self.present.sum(axis=0)).sum(axis=-1) * (clusters / max(1, phrases))
 

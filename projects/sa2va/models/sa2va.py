@@ -184,7 +184,7 @@ class Sa2VAModel(AnsweringModel):
         return features
 
     def _decode(self, features: ImageFeatures, embeddings: Tensor) -> Tensor:
-        """Mask logits of N [SEG] embeddings [N, C], float32 [N, h, w] (see ``grid_size``)."""
+        """Mask logits of N [SEG] embeddings [N, C], float32 [N, h, w]."""
         head = self.high_resolution
         if head is None:
             return self.grounding.decode(features, embeddings).logits
@@ -260,7 +260,7 @@ class Sa2VAModel(AnsweringModel):
     @property
     def grid_size(self) -> tuple[int, int]:
         if self.high_resolution is not None:
-            return (self.processor.image_size,) * 2
+            return (self.processor.image_size // self.high_resolution.stride,) * 2
         return self.grounding.grid_size
 
     def merge_lora(self) -> None:

@@ -88,7 +88,8 @@ class SegmentationModel(BaseModel, abc.ABC):
         whole = self.autocast_dtype is not None and not self.part_dtypes
         with torch.autocast(device, self.autocast_dtype, enabled=whole):
             if mode == "loss":
-                return self.loss(inputs, masks or [], meta or [], skeletons)
+                read = self.processor.normalised(inputs, training=True)
+                return self.loss(read, masks or [], meta or [], skeletons)
             if mode == "predict":
                 if masks is not None or meta is not None or skeletons is not None:
                     raise ValueError(

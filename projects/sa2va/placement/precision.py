@@ -101,6 +101,12 @@ class Precision:
         if needed:
             check_versions(also=needed)
         mllm, grounding = model.mllm, model.grounding
+        if self.llm == "nf4" and mllm.get("train_language_model"):
+            raise ConfigError(
+                found="--precision llm=nf4 and model.mllm.train_language_model=True",
+                expected="a frozen language model: it is packed before what was trained is loaded",
+                fix="--precision llm=int8 (or llm=bf16), which go over trained weights",
+            )
         if self.llm != CONFIG:
             mllm.quantization = "nf4" if self.llm == "nf4" else None
         if "fp32" in (self.llm, self.vit):

@@ -112,7 +112,8 @@ def holdings_of(
 
 def averages(cfg: Mapping[str, Any]) -> bool:
     """Whether the config keeps averaged weights (``engine/ema.py``)."""
-    return any(hook.get("type") == "WeightEMAHook" for hook in cfg.get("custom_hooks") or ())
+    hooks = [*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or ())]
+    return any(hook and hook.get("type") == "WeightEMAHook" for hook in hooks)
 
 
 def _once(named: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:

@@ -101,7 +101,10 @@ def follow_training(
     """
     model.train()
     inputs, masks, meta = training_batch(model, frames, make)
-    tracker = _tracker(model, [inputs, masks])
+    skeletons = None
+    if getattr(model.mask_loss, "skeleton_recall_weight", 0.0):
+        skeletons = [make(*own.shape, dtype=own.dtype) for own in masks]
+    tracker = _tracker(model, [inputs, masks, skeletons])
     model.mark, mark = tracker.mark, model.mark
     try:
         with (
@@ -111,7 +114,7 @@ def follow_training(
         ):
             tracker.mark("start")
             with _autocast(model):
-                losses = model.loss(inputs, masks, meta)
+                losses = model.loss(inputs, masks, meta, skeletons)
             loss = sum(losses.values())
             del losses
             loss.backward()

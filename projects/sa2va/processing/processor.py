@@ -218,24 +218,50 @@ class Sa2VAProcessor:
         Raises:
             DataError: not an RGB image of 8 bits, or a text that cannot be asked.
         """
-        square = torch.from_numpy(images.grounding_square(image, self.image_size))
-        item: dict[str, Any] = {"grounding_pixels": square.permute(2, 0, 1).contiguous()}
+        item: dict[str, Any] = self.pixels(image)
         asked = [(one,) if isinstance(one, str) else tuple(one) for one in phrases]
         if self.image_only:
             item["phrases"] = [phrase for group in asked for phrase in group]
         else:
-            limits = (self.min_tiles, self.max_tiles, self.use_thumbnail)
-            tiles = images.split_tiles(image, self.tile_size, *limits)
             if questions is None:
                 questions = [self.templates.question_for(group) for group in asked]
-            item["pixel_values"] = torch.from_numpy(tiles)
-            item["prompts"] = [self.question_ids(question, len(tiles)) for question in questions]
+            tiles = len(item["pixel_values"])
+            item["prompts"] = [self.question_ids(question, tiles) for question in questions]
             item["asked"] = asked
         return {**(self.normalised(item) if normalised else item), "size": image.shape[:2]}
 
-    def normalised(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """``inputs`` of prediction with pixels as float32; those that are so already stay."""
-        rounded = {"pixel_values": False, "grounding_pixels": self.reference_numerics}
+    def pixels(self, image: np.ndarray) -> dict[str, Tensor]:
+        """What the models read of an image, before it is normalised.
+
+        Args:
+            image: uint8 RGB [H, W, 3].
+
+        Returns:
+            grounding_pixels uint8 [3, S, S] and, without ``image_only``, pixel_values uint8
+            [n, 3, T, T].
+
+        Raises:
+            DataError: not an RGB image of 8 bits.
+        """
+        square = torch.from_numpy(images.grounding_square(image, self.image_size))
+        read = {"grounding_pixels": square.permute(2, 0, 1).contiguous()}
+        if not self.image_only:
+            limits = (self.min_tiles, self.max_tiles, self.use_thumbnail)
+            tiles = images.split_tiles(image, self.tile_size, *limits)
+            read["pixel_values"] = torch.from_numpy(tiles)
+        return read
+
+    def normalised(self, inputs: Mapping[str, Any], *, training: bool = False) -> dict[str, Any]:
+        """``inputs`` with pixels as float32; those that are so already stay.
+
+        Args:
+            inputs: of a model; what is not pixels stays too.
+            training: as for :meth:`grounding_pixels`.
+        """
+        rounded = {
+            "pixel_values": False,
+            "grounding_pixels": self.reference_numerics and not training,
+        }
         return {
             key: images.normalise(value, rounded[key])
             if key in rounded and value.dtype == torch.uint8

@@ -24,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load_config
+from ..datasets.referring import KINDS
 from ..engine.tuning import POSTPROCESS
 from ..errors import ConfigError, listing, suggest
+from ..evaluation.compare_phrases import PHRASE_MEANS
 from ..evaluation.metrics import METRIC_NAMES
+from ..evaluation.phrases import UNKNOWN_KIND
 from ..evaluation.threshold_choice import AVERAGES
 from ..evaluation.threshold_sweep import SWEEP_METRICS
 
@@ -34,6 +37,7 @@ KEYS = (
     *("config", "rows", "grid", "seeds", "tune", "test_split", "checkpoint", "metrics"),
     *("baseline", "bootstrap"),
 )
+PHRASE_METRICS = tuple(kind + mean for kind in (*KINDS, UNKNOWN_KIND) for mean in PHRASE_MEANS)
 CHECKPOINTS = ("best", "last")
 _ROW_KEYS = ("config", "options")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,79}")
@@ -133,7 +137,7 @@ class _Reader:
 
     def spec(self) -> Spec:
         self._rows()
-        metrics = self._names("metrics", ["dice"], METRIC_NAMES)
+        metrics = self._names("metrics", ["dice"], (*METRIC_NAMES, *PHRASE_METRICS))
         baseline = self.content.get("baseline")
         if baseline is not None and baseline not in self.taken:
             self._fail(

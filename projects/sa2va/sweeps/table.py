@@ -16,9 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError, listing
 from ..evaluation.bootstrap import Interval
 from ..evaluation.compare import Run, check_comparable, patient_groups
+from ..evaluation.compare_phrases import (
+    OVER_PHRASES,
+    PHRASE_MEANS,
+    OverPhrases,
+    pair_values,
+    phrase_metrics,
+)
 from ..evaluation.metrics import LOWER_IS_BETTER
 from ..evaluation.writer import strict
 from ..files import make_writable, write_atomic
@@ -105,18 +112,45 @@ def compute(spec: Spec, finished: Mapping[str, Sequence[Finished]]) -> tuple[lis
     lines = []
     for metric in spec.metrics:
         values = {
-            row: np.array([[_value(i.run.rows[key][metric]) for key in keys] for i in items])
+            row: np.array([_values(metric, item.run, keys) for item in items])
             for row, items in finished.items()
             if items
         }
+        owners = groups
+        if metric.endswith(OVER_PHRASES):
+            # All runs have one truth, so what a patient adds to a mean over phrases is additive.
+            values = {
+                row: OverPhrases.of(own, groups, keys).contributions()
+                for row, own in values.items()
+            }
+            owners = np.arange(next(iter(values.values())).shape[1])
         base = values.get(spec.baseline or "")
         for row, own in values.items():
             gap = None
             if base is not None and row != spec.baseline:
-                gap = difference(own, base, groups, spec.bootstrap)
-            mean = estimate(own, groups, spec.bootstrap)
+                gap = difference(own, base, owners, spec.bootstrap)
+            mean = estimate(own, owners, spec.bootstrap)
             lines.append(Line(row, metric, len(own), mean, gap))
     return lines, unit
+
+
+def _values(metric: str, run: Run, keys: Sequence[tuple[str, str]]) -> list[float] | np.ndarray:
+    """A metric of each row of a run, ``nan`` where it is undefined.
+
+    Raises:
+        ConfigError: a mean over phrases of a kind that the run was not asked for.
+    """
+    if not metric.endswith(PHRASE_MEANS):
+        return [_value(run.rows[key][metric]) for key in keys]
+    known = phrase_metrics(run.report)
+    if metric not in known:
+        raise ConfigError(
+            found=f"the metric {metric!r} of {run.name}, which has "
+            + (listing(known) if known else "a single phrase"),
+            expected="means over phrases of a kind that the test asks for",
+            fix="correct metrics in the sweep's file",
+        )
+    return pair_values(metric, run.report, run.rows, keys)
 
 
 def as_markdown(

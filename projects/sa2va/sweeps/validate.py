@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from mmengine.config import Config
@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 
 from ..config import flatten, load_config
 from ..engine.data_check import check_training_data
+from ..engine.start import starting_point
 from ..errors import ConfigError, UserError, listing
 from ..models.segmentation import nothing_to_train
 from .spec import Row, Spec
@@ -42,11 +43,19 @@ def resolve(spec: Spec) -> dict[str, Config]:
     return configs
 
 
-def check_data(spec: Spec, configs: Mapping[str, Config]) -> None:
+def check_data(
+    spec: Spec, configs: Mapping[str, Config], only: Sequence[str] | None = None
+) -> None:
     """Reads the data of all rows once, as tools/train.py does, and compares what is tested.
 
+    Args:
+        spec, configs: of all rows.
+        only: names of the rows to be run, whose starting checkpoints are read too; None: all.
+
     Raises:
-        DataError: broken files, bad annotations, or splits that share a frame or a patient.
+        CheckpointError: a row starts from a checkpoint that is not there, or does not fit.
+        DataError: broken files, bad annotations, splits that share a frame or a patient, or
+            frames to evaluate that the checkpoint a row starts from was trained on.
         ConfigError: rows that are tested on different frames or labels.
     """
     read: dict[str, dict] = {}
@@ -54,10 +63,13 @@ def check_data(spec: Spec, configs: Mapping[str, Config]) -> None:
     for row in spec.rows:
         cfg = configs[row.name]
         sets = {split: cfg.get(f"{split}_dataloader", {}).get("dataset") for split in _SPLITS}
-        text = json.dumps([sets, cfg.get("allow_near_duplicates")], sort_keys=True, default=str)
+        runs = not only or row.name in only
+        begins = [cfg.get("load_from"), cfg.get("init_from")] if runs else []
+        about = [sets, cfg.get("allow_near_duplicates"), begins]
+        text = json.dumps(about, sort_keys=True, default=str)
         if text not in read:
             with _named(row):
-                read[text] = check_training_data(cfg)
+                read[text] = check_training_data(cfg, *(starting_point(cfg) if runs else ()))
         tested[row.name] = read[text][spec.test_split]["hash"]
     first = spec.rows[0].name
     other = [name for name, digest in tested.items() if digest != tested[first]]

@@ -9,7 +9,10 @@ _base_ = [
 
 optim_wrapper = dict(paramwise_cfg=None)  # there is no language model
 val_evaluator = dict(_delete_=True, type="ReconstructionMetric")
-custom_hooks = [dict(type="ReconstructionPictures", frames=4)]
+custom_hooks = [
+    dict(type="WeightEMAHook", decay=0.998),
+    dict(type="ReconstructionPictures", frames=4),
+]
 default_hooks = dict(
     checkpoint=dict(interval=500, save_best="reconstruction/l1", rule="less"),
     logger=dict(interval=25),

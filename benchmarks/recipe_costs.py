@@ -1,0 +1,147 @@
+"""What each part of the small model's recipe costs: time and memory of a step, time of the data.
+
+    python benchmarks/recipe_costs.py [CONFIG] [--device cuda] [--batch 16] [--steps 30]
+
+Steps are the product's own: model, optimiser wrapper and items of CONFIG (by default
+sa2va_arcade_small.py), with one option changed in each row. Frames are drawn, so no data are
+needed: the same batch is used again and again. The second table is what one data worker takes for
+an item once it has the frame and its masks: the fastest CPU time of three, so reading (or drawing)
+is not in it; benchmarks/synthetic_speed.py has that.
+
+Prints both tables. On a CPU there is no memory column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.optim import build_optim_wrapper  # noqa: E402
+from mmengine.registry import DATASETS, MODELS  # noqa: E402
+
+import projects.sa2va  # noqa: E402, F401
+from projects.sa2va.columns import columns  # noqa: E402
+from projects.sa2va.config import load_config  # noqa: E402
+from projects.sa2va.datasets.collate import sa2va_collate  # noqa: E402
+
+CONFIG = ROOT / "projects/sa2va/configs/sa2va_arcade_small.py"
+_WARM_UP = 5
+_REPEATS = 3
+LOSS, SKELETONS = "model.mask_loss", "train_dataloader.dataset.skeletons"
+ROWS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "without the high-resolution head": {"model.high_resolution": None},
+    "head of stride 1": {"model.high_resolution.stride": 1},
+    "three masks, best by IoU": {"model.grounding.multimask": True},
+    "labels on a grid of 256 (area)": {f"{LOSS}.supervision": "area", f"{LOSS}.grid": 256},
+    "soft clDice": {f"{LOSS}.cldice_weight": 0.5},
+    "skeleton recall": {f"{LOSS}.skeleton_recall_weight": 1.0, SKELETONS: True},
+}
+
+
+def drawn_items(cfg: Config, count: int, **settings: Any) -> Any:
+    """A data set of ``count`` drawn frames with the processor and augmentation of ``cfg``."""
+    own = cfg.train_dataloader.dataset
+    return DATASETS.build(
+        {
+            "type": "SyntheticVesselDataset",
+            "frames": count,
+            "size": 512,
+            "phrase": "blood vessel",
+            "processor": cfg.model.processor,
+            "augment": own.get("augment"),
+            "skeletons": own.get("skeletons", False),
+            **settings,
+        }
+    )
+
+
+def step_cost(cfg: Config, device: torch.device, batch: int, steps: int) -> tuple[float, float]:
+    """Seconds of a training step, and the GiB that the card's allocator had reserved at most."""
+    model = MODELS.build(cfg.model).to(device).train()
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    data = drawn_items(cfg, batch)
+    data = sa2va_collate([data[index] for index in range(batch)])
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    start = 0.0
+    for step in range(_WARM_UP + steps):
+        if step == _WARM_UP:
+            if is_cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+        model.train_step(data, wrapper)
+    if is_cuda:
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - start) / steps
+    return seconds, torch.cuda.max_memory_reserved() / 2**30 if is_cuda else 0.0
+
+
+def item_cost(data: Any, frames: int) -> float:
+    """Mean over frames of the fastest CPU time of a training item, in ms."""
+    data[0]
+    total = 0.0
+    for index in range(frames):
+        times = []
+        for _ in range(_REPEATS):
+            start = time.process_time()
+            data[index]
+            times.append(time.process_time() - start)
+        total += min(times)
+    return 1e3 * total / frames
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description="Costs of the recipe's parts.")
+    parser.add_argument("config", nargs="?", default=str(CONFIG))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="for every row")
+    args = parser.parse_args()
+    common = args.cfg_options or {}
+    device = torch.device(args.device)
+    table = [("step of", "ms", "frames/s", "GiB reserved")]
+    for name in args.rows:
+        cfg = load_config(args.config, {**common, **ROWS[name]})
+        seconds, gib = step_cost(cfg, device, args.batch, args.steps)
+        memory = f"{gib:.2f}" if device.type == "cuda" else "-"
+        table.append((name, f"{1e3 * seconds:.0f}", f"{args.batch / seconds:.1f}", memory))
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    print("\n".join(columns(table, right=range(1, 4))) + "\n")
+
+    cfg = load_config(args.config, common)
+    weak = {"hflip": 0.5, "rotate": (-15, 15), "scale": (0.8, 1.25), "gamma": (0.8, 1.25)}
+    cases: dict[str, dict[str, Any]] = {
+        "not augmented": {"augment": None},
+        "flips, rotation, scale, gamma": {"augment": weak},
+        "augmented as the config says": {},
+        "the same with skeletons": {"skeletons": True},
+    }
+    table = [("item", "ms of a core")]
+    table += [
+        (name, f"{item_cost(drawn_items(cfg, args.frames, **settings), args.frames):.1f}")
+        for name, settings in cases.items()
+    ]
+    print("\n".join(columns(table, right=[1])))
+
+
+if __name__ == "__main__":
+    main()

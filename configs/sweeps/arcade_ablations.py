@@ -1,0 +1,45 @@
+# ARCADE, one phrase: what each part of the small model's recipe gives, from random weights.
+#   export ARCADE_ROOT=<folder with train, val, test>
+#   python tools/train.py projects/sa2va/configs/pretraining/masked_image_arcade_small.py
+#   python tools/sweep.py configs/sweeps/arcade_ablations.py --jobs 4
+config = "../../projects/sa2va/configs/sa2va_arcade_small.py"
+_loss = "model.mask_loss"
+_encoder = {
+    "checkpoint": "work_dirs/masked_image_arcade_small/iter_4000.pth",
+    "parts": ["SAM2 image encoder"],
+}
+rows = {
+    "recipe": {},
+    "masked_image": {"options": {"init_from": _encoder}},
+    "no_head": {"options": {"model.high_resolution": None}},
+    "head_stride1": {"options": {"model.high_resolution.stride": 1}},
+    "sam2_fpn": {"options": {"model.grounding.config.vision_config.fpn_top_down_levels": [2, 3]}},
+    "three_masks": {"options": {"model.grounding.multimask": True}},
+    "no_average": {"options": {"custom_hooks": []}},
+    "weak_augmentation": {
+        "options": {
+            "train_dataloader.dataset.augment": {
+                "hflip": 0.5,
+                "rotate": (-15, 15),
+                "scale": (0.8, 1.25),
+                "gamma": (0.8, 1.25),
+            }
+        }
+    },
+    "nearest_256": {"options": {f"{_loss}.supervision": "nearest", f"{_loss}.grid": 256}},
+    "area_256": {"options": {f"{_loss}.supervision": "area", f"{_loss}.grid": 256}},
+    "nearest_128_no_head": {
+        "options": {"model.high_resolution": None, f"{_loss}.supervision": "nearest"}
+    },
+    "cldice": {"options": {f"{_loss}.cldice_weight": 0.5}},
+    "skeleton_recall": {
+        "options": {
+            f"{_loss}.skeleton_recall_weight": 1.0,
+            "train_dataloader.dataset.skeletons": True,
+        }
+    },
+}
+seeds = [0]
+tune = {"split": "val", "metric": "dice"}
+metrics = ["dice", "cldice", "hd95"]
+baseline = "recipe"
