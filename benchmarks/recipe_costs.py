@@ -29,6 +29,7 @@ import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
 from mmengine.registry import DATASETS, MODELS  # noqa: E402
+from synthetic_speed import milliseconds  # noqa: E402
 
 import projects.sa2va  # noqa: E402, F401
 from projects.sa2va.columns import columns  # noqa: E402
@@ -37,7 +38,6 @@ from projects.sa2va.datasets.collate import sa2va_collate  # noqa: E402
 
 CONFIG = ROOT / "projects/sa2va/configs/sa2va_arcade_small.py"
 _WARM_UP = 5
-_REPEATS = 3
 LOSS, SKELETONS = "model.mask_loss", "train_dataloader.dataset.skeletons"
 ROWS: dict[str, dict[str, Any]] = {
     "recipe": {},
@@ -89,20 +89,6 @@ def step_cost(cfg: Config, device: torch.device, batch: int, steps: int) -> tupl
     return seconds, torch.cuda.max_memory_reserved() / 2**30 if is_cuda else 0.0
 
 
-def item_cost(data: Any, frames: int) -> float:
-    """Mean over frames of the fastest CPU time of a training item, in ms."""
-    data[0]
-    total = 0.0
-    for index in range(frames):
-        times = []
-        for _ in range(_REPEATS):
-            start = time.process_time()
-            data[index]
-            times.append(time.process_time() - start)
-        total += min(times)
-    return 1e3 * total / frames
-
-
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description="Costs of the recipe's parts.")
@@ -136,10 +122,9 @@ def main() -> None:
         "the same with skeletons": {"skeletons": True},
     }
     table = [("item", "ms of a core")]
-    table += [
-        (name, f"{item_cost(drawn_items(cfg, args.frames, **settings), args.frames):.1f}")
-        for name, settings in cases.items()
-    ]
+    for name, own in cases.items():
+        data = drawn_items(cfg, args.frames, **own)
+        table.append((name, f"{milliseconds(data.__getitem__, args.frames).mean():.1f}"))
     print("\n".join(columns(table, right=[1])))
 
 

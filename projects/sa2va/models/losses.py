@@ -92,7 +92,6 @@ class MaskLoss(nn.Module):
                 "resolution",
                 fix="remove model.mask_loss.grid, or set supervision='area' or 'nearest'",
             )
-        self.ce_weight, self.dice_weight = ce_weight, dice_weight
         self.cldice_weight, self.skeleton_recall_weight = cldice_weight, skeleton_recall_weight
         self._check_thin(supervision, num_points, cldice_iterations)
         self.supervision, self.grid = supervision, grid
@@ -105,7 +104,9 @@ class MaskLoss(nn.Module):
         self.dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0, reduction="none")
         self.cldice = SoftclDiceLoss(cldice_iterations, sigmoid=True, reduction="none")
         optional = {"loss_cldice": cldice_weight, "loss_skeleton": skeleton_recall_weight}
-        self.names = ["loss_mask", "loss_dice", *(name for name, w in optional.items() if w)]
+        self._weights = {"loss_mask": ce_weight, "loss_dice": dice_weight}
+        self._weights |= {name: weight for name, weight in optional.items() if weight}
+        self.names = list(self._weights)
 
     def _check_thin(self, supervision: str, num_points: int, iterations: int) -> None:
         """Raises ConfigError for settings of clDice and skeleton recall that cannot be."""
@@ -188,19 +189,11 @@ class MaskLoss(nn.Module):
             total += len(own) if slots is None else len(slots)
         dice_total = total + 1e-4 if self.reference_weighting and self.num_points else total
         return {
-            name: self._weight(name)
+            name: self._weights[name]
             * torch.stack(parts).sum()
             / (dice_total if name == "loss_dice" else total)
             for name, parts in sums.items()
         }
-
-    def _weight(self, name: str) -> float:
-        return {
-            "loss_mask": self.ce_weight,
-            "loss_dice": self.dice_weight,
-            "loss_cldice": self.cldice_weight,
-            "loss_skeleton": self.skeleton_recall_weight,
-        }[name]
 
     def _each(self, own: Tensor, target: Tensor, skeleton: Tensor | None) -> dict[str, Tensor]:
         """Every loss of K maps, [K] each; ``own`` and ``target`` [K, H, W], or [K, P] points."""
