@@ -42,7 +42,11 @@ LOSS, SKELETONS = "model.mask_loss", "train_dataloader.dataset.skeletons"
 ROWS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "without the high-resolution head": {"model.high_resolution": None},
-    "head of stride 1": {"model.high_resolution.stride": 1},
+    "head without context": {"model.high_resolution.context": 4},
+    "head of stride 1, half as wide": {
+        "model.high_resolution.stride": 1,
+        "model.high_resolution.width": 16,
+    },
     "three masks, best by IoU": {"model.grounding.multimask": True},
     "labels on a grid of 256 (area)": {f"{LOSS}.supervision": "area", f"{LOSS}.grid": 256},
     "soft clDice": {f"{LOSS}.cldice_weight": 0.5},

@@ -5,14 +5,26 @@
 config = "../../projects/sa2va/configs/sa2va_arcade_small.py"
 _loss = "model.mask_loss"
 _encoder = {
-    "checkpoint": "work_dirs/masked_image_arcade_small/iter_4000.pth",
+    "checkpoint": "work_dirs/masked_image_arcade_small/iter_1500.pth",
     "parts": ["SAM2 image encoder"],
+}
+_mllm = [f"MLLM {part}" for part in ("vision encoder", "projector", "embeddings", "head")]
+_no_head = {
+    "model.high_resolution": None,
+    "optim_wrapper.paramwise_cfg": {
+        "_delete_": True,
+        "lr_mult": {part: 0.3 for part in [*_mllm, "MLLM language model"]},
+    },
 }
 rows = {
     "recipe": {},
     "masked_image": {"options": {"init_from": _encoder}},
-    "no_head": {"options": {"model.high_resolution": None}},
-    "head_stride1": {"options": {"model.high_resolution.stride": 1}},
+    "no_head": {"options": _no_head},
+    "head_without_context": {"options": {"model.high_resolution.context": 4}},
+    "head_half_as_wide": {"options": {"model.high_resolution.width": 16}},
+    "head_stride1": {
+        "options": {"model.high_resolution.stride": 1, "model.high_resolution.width": 16}
+    },
     "sam2_fpn": {"options": {"model.grounding.config.vision_config.fpn_top_down_levels": [2, 3]}},
     "three_masks": {"options": {"model.grounding.multimask": True}},
     "no_average": {"options": {"custom_hooks": []}},
@@ -28,9 +40,7 @@ rows = {
     },
     "nearest_256": {"options": {f"{_loss}.supervision": "nearest", f"{_loss}.grid": 256}},
     "area_256": {"options": {f"{_loss}.supervision": "area", f"{_loss}.grid": 256}},
-    "nearest_128_no_head": {
-        "options": {"model.high_resolution": None, f"{_loss}.supervision": "nearest"}
-    },
+    "nearest_128_no_head": {"options": {**_no_head, f"{_loss}.supervision": "nearest"}},
     "cldice": {"options": {f"{_loss}.cldice_weight": 0.5}},
     "skeleton_recall": {
         "options": {

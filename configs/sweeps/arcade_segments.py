@@ -5,7 +5,13 @@ _configs = "../../projects/sa2va/configs"
 rows = {
     "unet": {"config": f"{_configs}/baselines/unet_arcade_segments.py"},
     "sa2va_small": {"config": f"{_configs}/sa2va_arcade_segments_small.py"},
+    "sa2va_small_pretrained": {
+        "config": f"{_configs}/sa2va_arcade_segments_small.py",
+        "options": {
+            "init_from": {"checkpoint": "work_dirs/synthetic_small/iter_1500.pth", "parts": "all"}
+        },
+    },
 }
-seeds = [0, 1, 2]
+seeds = [0]
 metrics = ["segment_dice_over_phrases", "segment_dice_over_pairs"]
 baseline = "unet"

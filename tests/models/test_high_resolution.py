@@ -29,18 +29,19 @@ def batch(model: Sa2VAModel) -> dict:
     return train_batch(model.processor, [2, 0])
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_switched_on_over_trained_weights_it_changes_nothing(stride: int) -> None:
-    plain, more = build(), build(high_resolution=dict(stride=stride, width=2))
+@pytest.mark.parametrize(("stride", "context"), [(1, 4), (2, 4), (2, 32)])
+def test_switched_on_over_trained_weights_it_changes_nothing(stride: int, context: int) -> None:
+    head = dict(stride=stride, width=2, context=context)
+    plain, more = build(), build(high_resolution=head)
     more.load_state_dict(plain.state_dict(), strict=False)
     before, after = plain.eval().predict(inputs(plain)), more.eval().predict(inputs(more))
     assert torch.equal(before[0].probabilities, after[0].probabilities)
     assert plain.grid_size == (16, 16) and more.grid_size == (64 // stride,) * 2
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_it_learns_and_all_of_it_gets_a_gradient(stride: int) -> None:
-    model = build(high_resolution=dict(stride=stride, width=2)).train()
+@pytest.mark.parametrize(("stride", "context"), [(1, 4), (2, 4), (1, 16)])
+def test_it_learns_and_all_of_it_gets_a_gradient(stride: int, context: int) -> None:
+    model = build(high_resolution=dict(stride=stride, width=2, context=context)).train()
     own = dict(model.high_resolution.named_parameters())
     optimizer = torch.optim.SGD(own.values(), lr=0.1)
     for _ in range(2):  # the zero convolution lets nothing through in the first step
@@ -79,6 +80,22 @@ def test_a_prompt_gets_the_stem_of_its_own_image() -> None:
     assert not torch.allclose(enlarged, together, atol=1e-2)
 
 
+@pytest.mark.parametrize(("context", "reach"), [(4, 32), (32, 128)])
+def test_context_widens_what_a_map_of_the_stem_sees(context: int, reach: int) -> None:
+    """``reach``: about the side in px of what one cell of stride 4 sees, by its gradient."""
+    head = HighResolutionHead(embedding_size=4, stride=2, width=2, context=context)
+    for module in head.modules():  # an instance norm alone would let every pixel see all others
+        if isinstance(module, torch.nn.InstanceNorm2d):
+            module.eval().forward = torch.nn.Identity().forward
+    images = torch.randn(1, 3, 256, 256, requires_grad=True)
+    maps = head.stem(images)
+    assert [tuple(m.shape[1:]) for m in maps] == [(4, 128, 128), (8, 64, 64)]
+    maps[-1][..., 32, 32].sum().backward()
+    seen = images.grad.abs().sum(dim=1)[0].nonzero()
+    side = int((seen.amax(dim=0) - seen.amin(dim=0)).max()) + 1
+    assert reach / 2 < side < reach * 4, side
+
+
 def test_the_seed_makes_the_weights_and_the_generator_is_left_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -90,7 +107,9 @@ def test_the_seed_makes_the_weights_and_the_generator_is_left_alone() -> None:
     assert not torch.equal(one.join.conv1.conv.weight, other.join.conv1.conv.weight)
 
 
-@pytest.mark.parametrize("wrong", [dict(stride=4), dict(width=0), [("stride", 2)]])
+@pytest.mark.parametrize(
+    "wrong", [dict(stride=4), dict(width=0), dict(context=12), [("stride", 2)]]
+)
 def test_wrong_settings(wrong: object) -> None:
     with pytest.raises(ConfigError, match=r"model\.high_resolution"):
         build(high_resolution=wrong)

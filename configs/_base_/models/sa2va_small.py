@@ -1,4 +1,4 @@
-# The same architecture at 40 million parameters, random weights, all of them trained: learns from
+# The same architecture at 61 million parameters, random weights, all of them trained: learns from
 # nothing on one card. Hiera has the sizes of SAM2's tiny one; unlike there, the FPN hands context
 # down to its finest maps too, as nothing is pretrained that would have to fit.
 processor = dict(
@@ -67,6 +67,6 @@ model = dict(
             ),
         ),
     ),
-    high_resolution=dict(stride=2, width=16),
+    high_resolution=dict(stride=2, width=32, context=32),
     mask_loss=dict(type="MaskLoss", ce_weight=1.0, dice_weight=1.0, supervision="upsample"),
 )

@@ -8,4 +8,5 @@ _base_ = [
     "../../../configs/_base_/runtime.py",
 ]
 
+env_cfg = dict(cudnn_benchmark=True)  # shapes hardly change
 default_hooks = dict(checkpoint=dict(interval=500), logger=dict(interval=25))

@@ -3,4 +3,4 @@
 #   python tools/train.py projects/sa2va/configs/sa2va_arcade_small_pretrained.py
 _base_ = ["./sa2va_arcade_small.py"]
 
-init_from = dict(checkpoint="work_dirs/synthetic_small/iter_4000.pth", parts="all")
+init_from = dict(checkpoint="work_dirs/synthetic_small/iter_1500.pth", parts="all")

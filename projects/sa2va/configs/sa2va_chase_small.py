@@ -8,6 +8,7 @@ _base_ = [
     "../../../configs/_base_/runtime.py",
 ]
 
+env_cfg = dict(cudnn_benchmark=True)  # shapes hardly change
 processor = dict(image_size=1024)
 train_cfg = dict(max_iters=2000)
 param_scheduler = [

@@ -1,11 +1,12 @@
 """A mask head of high resolution over SAM2's: detail that its grid of stride 4 cannot hold.
 
 SAM2 predicts logits at a quarter of the input's resolution, where a vessel of 4 px is one cell. Its
-Hiera has no map finer than that, so a small convolutional stem reads the input pixels, and a U-Net
+Hiera has no map finer than that, so a convolutional stem reads the input pixels, and a U-Net
 decoder (Ronneberger et al., 2015; residual blocks as in nnU-Net, Isensee et al., 2021, by MONAI)
-takes the mask decoder's upscaled embedding and logits back up beside it. Its last convolution
-starts at zero: over pretrained weights the output is SAM2's own until training changes it
-(Zhang et al., 2023, ControlNet's zero convolution).
+takes the mask decoder's upscaled embedding and logits back up beside it. With ``context`` the stem
+is a U-Net of its own, which reads each image once, whatever the number of prompts. The last
+convolution starts at zero: over pretrained weights the output is SAM2's own until training changes
+it (Zhang et al., 2023, ControlNet's zero convolution).
 """
 
 from __future__ import annotations
@@ -20,6 +21,44 @@ from torch import Tensor, nn
 from projects.sa2va.errors import ConfigError
 
 _SAM2_STRIDE = 4
+_CONTEXTS = (4, 8, 16, 32)
+_MOST_CHANNELS = 512  # as nnU-Net's in 2D
+
+
+class Stem(nn.Module):
+    """Maps of the input pixels, down to ``strides[-1]`` and back up to SAM2's stride.
+
+    Args:
+        strides: of the maps on the way down, finest first; SAM2's is among them.
+        widths: their channels.
+        norm: of MONAI's blocks.
+    """
+
+    def __init__(self, strides: list[int], widths: list[int], norm: tuple[str, dict]) -> None:
+        super().__init__()
+        from monai.networks.blocks import UnetResBlock, UnetUpBlock  # takes seconds to import
+
+        first, coarse = strides[0], widths[strides.index(_SAM2_STRIDE) :]
+        self.down_blocks = nn.ModuleList(
+            UnetResBlock(2, below, own, 3, 2 if index else first, norm)
+            for index, (below, own) in enumerate(zip([3, *widths], widths, strict=False))
+        )
+        self.up_blocks = nn.ModuleList(
+            UnetUpBlock(2, below, own, 3, 1, 2, norm)
+            for below, own in zip(coarse[:0:-1], coarse[-2::-1], strict=True)
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Maps of images [B, 3, S, S], finest first: [B, C, S/s, S/s] for each stride s up to 4."""
+        maps = []
+        images = images.to(self.down_blocks[0].conv1.conv.weight.device)
+        for block in self.down_blocks:
+            images = block(images)
+            maps.append(images)
+        coarsest = maps.pop()
+        for block in self.up_blocks:
+            coarsest = block(coarsest, maps.pop())
+        return (*maps, coarsest)
 
 
 class HighResolutionHead(nn.Module):
@@ -28,56 +67,52 @@ class HighResolutionHead(nn.Module):
     Args:
         embedding_size: channels of the mask decoder's upscaled embedding.
         stride: 1 or 2, of the correction's grid.
-        width: channels at stride 1; twice as many at stride 2, four times at stride 4.
+        width: channels at stride 1; s times as many at stride s, 512 at most.
+        context: coarsest stride of the stem: 4, 8, 16 or 32. Beyond 4 the stem goes on down and
+            comes back up to 4, so that its maps know their surroundings.
         seed: seed of the weights; the global generator is left as it was.
 
     Raises:
-        ConfigError: another stride, or no channels.
+        ConfigError: another stride or context, or no channels.
 
     Shapes: B images, N prompts, S the input size, E the embedding size.
     """
 
     def __init__(
-        self, embedding_size: int, stride: int = 2, width: int = 16, seed: int = 0
+        self,
+        embedding_size: int,
+        stride: int = 2,
+        width: int = 16,
+        context: int = 4,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        if stride not in (1, 2) or width < 1:
+        if stride not in (1, 2) or width < 1 or context not in _CONTEXTS:
             raise ConfigError(
-                found=f"model.high_resolution stride={stride!r}, width={width!r}",
-                expected="stride 1 or 2, and at least one channel",
-                fix="set model.high_resolution=dict(stride=2, width=16), or None to leave it out",
+                found=f"model.high_resolution stride={stride!r}, width={width!r}, "
+                f"context={context!r}",
+                expected="stride 1 or 2, at least one channel, and context 4, 8, 16 or 32",
+                fix="set model.high_resolution=dict(stride=2, width=16, context=4), or None to "
+                "leave it out",
             )
         from monai.networks.blocks import UnetResBlock, UnetUpBlock  # takes seconds to import
 
         self.stride = stride
-        strides = [s for s in (1, 2, 4) if s >= stride]
-        widths = [width * s for s in strides]
+        strides = [s for s in (1, 2, *_CONTEXTS) if stride <= s <= context]
+        widths = [min(width * s, _MOST_CHANNELS) for s in strides]
         norm = ("instance", {"affine": True})
         with torch.random.fork_rng():
             torch.manual_seed(seed + 4)
-            self.stem_blocks = nn.ModuleList(
-                UnetResBlock(2, below, own, 3, stride if first else 2, norm)
-                for first, below, own in zip(
-                    [True, *[False] * 2], [3, *widths], widths, strict=False
-                )
-            )
-            self.join = UnetResBlock(2, widths[-1] + embedding_size + 1, widths[-1], 3, 1, norm)
+            self.stem = Stem(strides, widths, norm)
+            fine = widths[: strides.index(_SAM2_STRIDE) + 1]
+            self.join = UnetResBlock(2, fine[-1] + embedding_size + 1, fine[-1], 3, 1, norm)
             self.up_blocks = nn.ModuleList(
                 UnetUpBlock(2, below, own, 3, 1, 2, norm)
-                for below, own in zip(widths[:0:-1], widths[-2::-1], strict=True)
+                for below, own in zip(fine[:0:-1], fine[-2::-1], strict=True)
             )
-            self.correction = nn.Conv2d(widths[0], 1, kernel_size=1)
+            self.correction = nn.Conv2d(fine[0], 1, kernel_size=1)
         nn.init.zeros_(self.correction.weight)
         nn.init.zeros_(self.correction.bias)
-
-    def stem(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps of images [B, 3, S, S], finest first: [B, width * s, S/s, S/s] for each stride s."""
-        maps = []
-        images = images.to(self.correction.weight.device)
-        for block in self.stem_blocks:
-            images = block(images)
-            maps.append(images)
-        return tuple(maps)
 
     def forward(self, logits: Tensor, upscaled: Tensor, stem: tuple[Tensor, ...]) -> Tensor:
         """Logits at the input's resolution.
@@ -85,7 +120,7 @@ class HighResolutionHead(nn.Module):
         Args:
             logits: float32 [N, S/4, S/4], SAM2's.
             upscaled: [N, E, S/4, S/4], the embedding that its masks are read from.
-            stem: maps of :meth:`stem`, one image for each prompt.
+            stem: maps of :class:`Stem`, one image for each prompt.
 
         Returns:
             float32 [N, S, S]: the logits enlarged bilinearly, plus the correction.

@@ -7,6 +7,7 @@ _base_ = [
     "../../../../configs/_base_/runtime.py",
 ]
 
+env_cfg = dict(cudnn_benchmark=True)  # shapes hardly change
 model = dict(autocast="bfloat16")
 train_dataloader = dict(batch_size=8)
 custom_hooks = [dict(type="WeightEMAHook", decay=0.998)]

@@ -1,13 +1,16 @@
-# U-Net on coronary segments: a channel for each phrase of the data part.
+# U-Net on coronary segments: a channel for each phrase of the data part; data,
+# augmentation and averaged weights are those of sa2va_arcade_segments_small.py.
 #   python tools/train.py projects/sa2va/configs/baselines/unet_arcade_segments.py
 _base_ = [
     "../../../../configs/_base_/models/unet.py",
-    "../../../../configs/_base_/datasets/arcade_segments.py",
+    "../../../../configs/_base_/datasets/arcade_segments_augmented.py",
     "../../../../configs/_base_/schedules/baseline_adamw.py",
     "../../../../configs/_base_/runtime.py",
 ]
 
+env_cfg = dict(cudnn_benchmark=True)  # shapes hardly change
 model = dict(
+    autocast="bfloat16",
     classes=[
         "blood vessel",
         "proximal right coronary artery",
@@ -44,9 +47,7 @@ model = dict(
         "obtuse marginal branches",
     ],
 )
-train_dataloader = dict(batch_size=8, num_workers=8)
-val_dataloader = dict(batch_size=8)
-test_dataloader = dict(batch_size=8)
+custom_hooks = [dict(type="WeightEMAHook", decay=0.998)]
 default_hooks = dict(
     checkpoint=dict(interval=250, save_best="vessel/segment_dice_over_phrases"),
     logger=dict(interval=25),
