@@ -13,8 +13,17 @@ _no_head = {
     "model.high_resolution": None,
     "optim_wrapper.paramwise_cfg": {
         "_delete_": True,
-        "lr_mult": {part: 0.3 for part in [*_mllm, "MLLM language model"]},
+        "lr_mult": dict.fromkeys([*_mllm, "MLLM language model"], 0.3),
     },
+}
+_dynunet = "../../projects/sa2va/configs/baselines/dynunet_arcade.py"
+_mild = {
+    "train_dataloader.dataset.augment": {
+        "hflip": 0.5,
+        "rotate": (-15, 15),
+        "scale": (0.8, 1.25),
+        "gamma": (0.8, 1.25),
+    }
 }
 rows = {
     "recipe": {},
@@ -28,16 +37,8 @@ rows = {
     "sam2_fpn": {"options": {"model.grounding.config.vision_config.fpn_top_down_levels": [2, 3]}},
     "three_masks": {"options": {"model.grounding.multimask": True}},
     "no_average": {"options": {"custom_hooks": []}},
-    "weak_augmentation": {
-        "options": {
-            "train_dataloader.dataset.augment": {
-                "hflip": 0.5,
-                "rotate": (-15, 15),
-                "scale": (0.8, 1.25),
-                "gamma": (0.8, 1.25),
-            }
-        }
-    },
+    "mild_augmentation": {"options": _mild},
+    "dynunet_mild_augmentation": {"config": _dynunet, "options": _mild},
     "nearest_256": {"options": {f"{_loss}.supervision": "nearest", f"{_loss}.grid": 256}},
     "area_256": {"options": {f"{_loss}.supervision": "area", f"{_loss}.grid": 256}},
     "nearest_128_no_head": {"options": {**_no_head, f"{_loss}.supervision": "nearest"}},

@@ -6,17 +6,6 @@ _configs = "../../projects/sa2va/configs"
 rows = {
     "unet": {"config": f"{_configs}/baselines/unet_arcade.py"},
     "dynunet": {"config": f"{_configs}/baselines/dynunet_arcade.py"},
-    "dynunet_mild_augmentation": {
-        "config": f"{_configs}/baselines/dynunet_arcade.py",
-        "options": {
-            "train_dataloader.dataset.augment": {
-                "hflip": 0.5,
-                "rotate": (-15, 15),
-                "scale": (0.8, 1.25),
-                "gamma": (0.8, 1.25),
-            }
-        },
-    },
     "sa2va_small": {"config": f"{_configs}/sa2va_arcade_small.py"},
     "sa2va_small_pretrained": {"config": f"{_configs}/sa2va_arcade_small_pretrained.py"},
 }

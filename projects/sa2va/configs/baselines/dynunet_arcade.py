@@ -1,4 +1,4 @@
-# DynUNet on ARCADE frames, with the augmentation and the averaged weights of sa2va_arcade_small.py.
+# DynUNet on ARCADE: as many frames, augmentation and averaged weights of sa2va_arcade_small.py.
 #   python tools/train.py projects/sa2va/configs/baselines/dynunet_arcade.py
 _base_ = [
     "../../../../configs/_base_/models/dynunet.py",
