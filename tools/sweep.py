@@ -1,7 +1,7 @@
 """Trains and tests the rows of an ablation with several seeds, and makes a table of them.
 
-    python tools/sweep.py SPEC [--work-dir DIR] [--dry-run] [--only NAME ...] [--jobs N]
-                               [--gpus-per-run N]
+    python tools/sweep.py SPEC [--work-dir DIR] [--dry-run | --tables-only] [--only NAME ...]
+                               [--jobs N] [--gpus-per-run N]
 
 SPEC is a Python file in the style of the configs: configs/sweeps/demo_lora_rank.py. The same
 command again goes on where it stopped. Exit status 1: some runs failed; 143: it was stopped.
@@ -24,8 +24,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train, test and compare the rows of an ablation.")
     parser.add_argument("spec", help="sweep file, for example configs/sweeps/demo_lora_rank.py")
     parser.add_argument("--work-dir", help="output folder (default: work_dirs/<name of the spec>)")
-    parser.add_argument(
+    nothing = parser.add_mutually_exclusive_group()
+    nothing.add_argument(
         "--dry-run", action="store_true", help="check everything, print the commands, run nothing"
+    )
+    nothing.add_argument(
+        "--tables-only", action="store_true", help="write the tables of what has ended, run nothing"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="run these rows alone")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
@@ -53,11 +57,14 @@ def main() -> None:
         gpus_per_run=args.gpus_per_run,
     )
     sweep.check(args.only)
-    check_data(spec, configs, args.only)
-    if args.dry_run:
-        print("\n".join(sweep.commands(args.only)))
-        return
-    failures = sweep.run(args.only)
+    if args.tables_only:
+        failures = sweep.tables()
+    else:
+        check_data(spec, configs, args.only)
+        if args.dry_run:
+            print("\n".join(sweep.commands(args.only)))
+            return
+        failures = sweep.run(args.only)
     print(f"Written: {sweep.work_dir / 'table.md'}, {sweep.work_dir / 'table.csv'}")
     if failures:
         print(f"{len(failures)} of {len(sweep.all)} runs have no results:")

@@ -12,7 +12,10 @@ from .errors import SetupError
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Calls ``write(binary file)`` on a temporary file beside ``path``, then renames it."""
+    """Calls ``write(binary file)`` on a temporary file beside ``path``, then renames it.
+
+    Whatever ends it early, Ctrl-C among it, leaves an older file as it was and nothing else.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

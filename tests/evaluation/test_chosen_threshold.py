@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from projects.sa2va.errors import CheckpointError, ConfigError
 from projects.sa2va.evaluation.chosen_threshold import (
     model_digest,
+    model_sha256,
     read_threshold,
     threshold_file_of,
     write_threshold,
@@ -112,3 +114,5 @@ def test_broken_files_are_refused(tmp_path, edit, message):
 def test_the_digest_tells_models_apart():
     assert model_digest({"a": 1, "b": {"c": 2}}) == model_digest({"b": {"c": 2}, "a": 1})
     assert model_digest({"a": 1}) != model_digest({"a": 2})
+    assert model_sha256({"b": 1, "a": 2}) == hashlib.sha256(b'{"a": 2, "b": 1}').hexdigest()
+    assert model_sha256({"a": 1}).startswith(model_digest({"a": 1}))

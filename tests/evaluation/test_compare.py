@@ -16,12 +16,12 @@ from scipy.stats import permutation_test
 from projects.sa2va.errors import ConfigError, DataError
 from projects.sa2va.evaluation.compare import (
     Run,
-    cluster_means,
     compare_runs,
     holm,
     sign_flip_p,
 )
 from projects.sa2va.evaluation.comparison_text import as_text, write_comparison
+from projects.sa2va.evaluation.run_means import cluster_means
 
 values_strategy = st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=1, max_size=10)
 

@@ -246,6 +246,13 @@ def test_wrong_settings_are_said_before_a_model_is_built(trained, monkeypatch, s
     assert said in str(error.value) and error.value.fix
 
 
+def test_a_config_without_test_data_is_enough(trained, frames, inferencer):
+    options = {"test_dataloader": None}
+    model = Sa2VAInferencer(trained / "run", batch_size=3, cfg_options=options)
+    assert model._pipeline.batch_size == 3
+    np.testing.assert_array_equal(model(frames[0])[0].mask, inferencer(frames[0])[0].mask)
+
+
 def test_data_parallel_is_the_same(trained, frames, inferencer, tmp_path):
     cut = tmp_path / "cut.png"
     cut.write_bytes(b"x")

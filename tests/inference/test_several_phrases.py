@@ -91,5 +91,5 @@ def test_a_choice_needs_a_phrase(choosing, frames, tmp_path):
 
 
 def test_one_phrase_twice_is_refused(inferencer, frames):
-    with pytest.raises(DataError, match="the same text twice: vein"):
+    with pytest.raises(DataError, match="the same phrase twice: vein"):
         inferencer(frames[0], [QUESTION, "vein"])

@@ -79,7 +79,6 @@ def test_blanks_around_seg_do_not_matter():
     ("question", "phrases"),
     [
         ("Please segment the artery, vein and all in this image.", ["artery, vein and all"]),
-        ("Please segment the a and the a in this image.", ["a and the a"]),
         ("Please segment the a and the  in this image.", ["a and the"]),
         ("Where is the a and the b?", None),
         ("Please segment the  in this image.", None),
@@ -87,6 +86,11 @@ def test_blanks_around_seg_do_not_matter():
 )
 def test_what_is_no_list_is_one_phrase(question, phrases):
     assert TEMPLATES.phrases_of(question) == phrases
+
+
+def test_a_phrase_that_is_asked_for_twice_is_there_twice():
+    question = "Please segment the a, the b and the a in this image."
+    assert TEMPLATES.phrases_of(question) == ["a", "b", "a"]
 
 
 @pytest.mark.parametrize("phrases", [["a", "a"], ["a and the b", "c"], ["a, the b", "c"], []])

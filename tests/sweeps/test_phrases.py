@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from projects.sa2va.errors import ConfigError
+from projects.sa2va.evaluation import compare
+from projects.sa2va.evaluation.bootstrap import draw_weights
 from projects.sa2va.evaluation.compare import Run, compare_runs
 from projects.sa2va.sweeps.spec import PHRASE_METRICS
 from projects.sa2va.sweeps.table import Finished, Line, compute
@@ -43,6 +49,75 @@ def test_means_and_differences_are_those_of_the_runs(runs: list[Run]) -> None:
     single = lines({"base": runs[:1], "other": runs[2:]}, METRICS[1])["other", METRICS[1]]
     pair = compare_runs([runs[0], runs[2]], [METRICS[1]], resamples=100).differences[0]
     assert single.gap.value == pytest.approx(pair.difference)
+
+
+@st.composite
+def unlike_pairs(draw: st.DrawFn) -> list[dict]:
+    """Rows of up to 5 patients and 3 phrases, of which any may be absent in any frame."""
+    frames = draw(st.lists(st.integers(0, 4), min_size=2, max_size=6))
+    return [
+        {
+            "frame": f"f{number}",
+            "patient": f"P{patient}",
+            "phrase": phrase,
+            "counts": {"tp": int(draw(st.booleans())), "fn": 0},
+            "truth": "",
+            "spacing_mm": None,
+        }
+        for number, patient in enumerate(frames)
+        for phrase in "abc"
+    ]
+
+
+def synthetic(name: str, pairs: list[dict], seed: int) -> Run:
+    dice = np.random.default_rng(seed).random(len(pairs)).tolist()
+    rows = [{**pair, "dice": value} for pair, value in zip(pairs, dice, strict=True)]
+    phrases = {
+        "means": {"segment": {}},
+        "by_phrase": [{"phrase": phrase, "kind": "segment"} for phrase in "abc"],
+    }
+    report = {"valid": True, "metrics": ["dice"], "per_frame": rows, "phrases": phrases}
+    return Run(name, report)
+
+
+def loops(one: Run, patients: list[str]) -> float:
+    """The mean over phrases of ``patients``, each with all its frames as often as it is named."""
+    found: dict[str, list[float]] = {}
+    for patient in patients:
+        for row in one.rows.values():
+            if row["patient"] == patient and row["counts"]["tp"]:
+                found.setdefault(row["phrase"], []).append(row["dice"])
+    return float(np.mean([np.mean(own) for own in found.values()]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(unlike_pairs())
+def test_table_and_comparison_agree_with_loops(pairs: list[dict]) -> None:
+    """With the same draws of patients, whose phrases differ in number."""
+    a, b = (synthetic(name, pairs, seed) for seed, name in enumerate("ab"))
+    with mock.patch.object(compare, "draw_weights", lambda n, times, _: draw_weights(n, times, 0)):
+        items = compare_runs([a, b], METRICS, resamples=200).differences
+    table = lines({"base": [a], "other": [b]}, *METRICS)
+    for item in items:
+        line = table["other", item.metric]
+        gap = (line.gap.value, line.gap.units, line.gap.left_out)
+        assert gap == pytest.approx((item.difference, item.units, item.left_out), nan_ok=True)
+        assert line.mean.value == pytest.approx(item.mean_b, nan_ok=True)
+        assert (line.gap.interval is None) == (item.interval is None)
+        if item.interval is not None:
+            assert line.gap.interval == pytest.approx(item.interval, abs=1e-12)
+    # In the order of their first frame, as they are numbered; those without a pair are not drawn.
+    with_some = {row["patient"] for row in pairs if row["counts"]["tp"]}
+    patients = [p for p in dict.fromkeys(row["patient"] for row in pairs) if p in with_some]
+    if len(patients) > 1:
+        drawn = [
+            np.repeat(patients, times.astype(int)) for times in draw_weights(len(patients), 200, 0)
+        ]
+        means = [loops(b, list(own)) for own in drawn]
+        gaps = [mean - loops(a, list(own)) for mean, own in zip(means, drawn, strict=True)]
+        line = table["other", METRICS[0]]
+        assert line.mean.interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1e-12)
+        assert line.gap.interval == pytest.approx(np.quantile(gaps, [0.025, 0.975]), abs=1e-12)
 
 
 def test_a_kind_that_was_not_asked_for(runs: list[Run]) -> None:

@@ -105,6 +105,20 @@ def test_results_on_other_frames_are_named_and_left_out(make_sweep, order):
     assert "bb, seed 1 is left out" in (sweep.work_dir / "table.md").read_text()
 
 
+def test_tables_need_results_but_no_checkpoints(make_sweep, started):
+    sweep = make_sweep(tune={"split": "val"})
+    sweep.run()
+    before = (sweep.work_dir / "table.csv").read_bytes()
+    for path in [*sweep.work_dir.rglob("*.pth"), *sweep.work_dir.glob("table.*")]:
+        path.unlink()
+    started()
+    assert make_sweep(tune={"split": "val"}).tables() == []
+    assert (sweep.work_dir / "table.csv").read_bytes() == before and started() == []
+    (sweep.work_dir / "bb" / "seed_1" / "test" / "metrics.json").write_text("{}")
+    assert make_sweep(tune={"split": "val"}).tables() == []
+    assert [line["seeds"] for line in table(sweep)] == ["2", "1"]
+
+
 def test_only_names_rows_and_the_table_keeps_the_others(make_sweep, started):
     assert make_sweep().run(["a"]) == []
     assert {line.split("/")[0] for line in started()} == {"a"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from projects.sa2va.evaluation.bootstrap import draw_weights
-from projects.sa2va.sweeps.statistics import MIN_SEEDS, difference, estimate
+from projects.sa2va.evaluation.run_means import OverPatients
+from projects.sa2va.sweeps.statistics import MIN_SEEDS, Over, difference, estimate
 
 RESAMPLES = 200
 
@@ -19,6 +21,10 @@ RESAMPLES = 200
 def some(seeds: int, frames: int) -> st.SearchStrategy[np.ndarray]:
     number = st.one_of(st.floats(0, 1, allow_subnormal=False), st.just(math.nan))
     return arrays(np.float64, (seeds, frames), elements=number)
+
+
+def by(groups: np.ndarray) -> Over:
+    return partial(OverPatients.of, groups=groups)
 
 
 def patient_means(values: np.ndarray, groups: np.ndarray, keep: list[int]) -> np.ndarray:
@@ -41,7 +47,7 @@ def interval(statistics: list[float]) -> list[float]:
 def test_a_mean_is_that_of_loops(data, seeds, frames):
     values = data.draw(some(seeds, frames))
     groups = np.array(data.draw(st.lists(st.integers(0, 3), min_size=frames, max_size=frames)))
-    found = estimate(values, groups, RESAMPLES)
+    found = estimate(values, by(groups), RESAMPLES)
     keep = [k for k in range(frames) if not any(math.isnan(seed[k]) for seed in values)]
     assert found.left_out == frames - len(keep)
     if not keep:
@@ -73,7 +79,7 @@ def test_a_mean_is_that_of_loops(data, seeds, frames):
 def test_a_difference_is_paired_by_frames_and_patients(data, seeds, others, frames):
     row, base = data.draw(some(seeds, frames)), data.draw(some(others, frames))
     groups = np.arange(frames) // 2
-    found = difference(row, base, groups, RESAMPLES)
+    found = difference(row, base, by(groups), RESAMPLES)
     both = np.concatenate([row, base])
     keep = [k for k in range(frames) if not np.isnan(both[:, k]).any()]
     assert found.left_out == frames - len(keep)
@@ -92,23 +98,23 @@ def test_a_difference_is_paired_by_frames_and_patients(data, seeds, others, fram
 
 def test_a_row_that_is_better_by_a_constant_has_an_interval_of_that_constant_alone():
     base = np.random.default_rng(0).random((3, 20))
-    found = difference(base + 0.1, base, np.arange(20), RESAMPLES)
+    found = difference(base + 0.1, base, by(np.arange(20)), RESAMPLES)
     assert found.interval == pytest.approx((0.1, 0.1))
-    assert estimate(base, np.arange(20), RESAMPLES).interval[0] < 0.5
+    assert estimate(base, by(np.arange(20)), RESAMPLES).interval[0] < 0.5
 
 
 def test_with_five_seeds_the_interval_knows_of_their_spread():
     patients, seeds = np.full(40, 0.7), np.array([0.0, 0.1, 0.2, 0.3, 0.4])
     spread = patients + seeds[:, None]
-    five = estimate(spread, np.arange(40), 2000)
-    four = estimate(spread[:4], np.arange(40), 2000)
+    five = estimate(spread, by(np.arange(40)), 2000)
+    four = estimate(spread[:4], by(np.arange(40)), 2000)
     assert five.seeds_drawn and five.interval[1] - five.interval[0] > 0.2
     assert not four.seeds_drawn and four.interval == pytest.approx((0.85, 0.85))
     # Each side draws its own seeds: the same seed numbers share nothing.
-    gap = difference(spread, spread.copy(), np.arange(40), 2000)
+    gap = difference(spread, spread.copy(), by(np.arange(40)), 2000)
     assert gap.value == 0 and gap.interval[1] > 0.1
 
 
 def test_frames_of_a_patient_weigh_as_one():
     values, groups = np.array([[1.0, 0.0, 0.0, 0.0]]), np.array([0, 1, 1, 1])
-    assert estimate(values, groups, RESAMPLES).value == 0.5
+    assert estimate(values, by(groups), RESAMPLES).value == 0.5

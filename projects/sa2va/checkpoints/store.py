@@ -11,18 +11,18 @@ under the model's own names), ``meta`` (provenance; see ``provenance.py``) and, 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
 from projects.sa2va.errors import CheckpointError, ConfigError, listing, suggest
+from projects.sa2va.files import write_atomic
 from projects.sa2va.models import Sa2VAModel, SegmentationModel, fingerprint
 from projects.sa2va.models.parameters import frozen_tensors
 from projects.sa2va.models.pretrained import PROJECTOR_FOLDER
@@ -51,17 +51,17 @@ def write_atomically(payload: dict[str, Any], path: str | os.PathLike) -> None:
         TypeError: the payload holds something else than tensors and plain types.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(payload, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
+
+    def write(file: IO[bytes]) -> None:
+        torch.save(payload, file)
+        file.flush()
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file.name)
         if unsafe:
             raise TypeError(f"a checkpoint must load with weights_only=True, but holds {unsafe}")
-        os.replace(temporary, path)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, write)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
@@ -69,10 +69,6 @@ def write_atomically(payload: dict[str, Any], path: str | os.PathLike) -> None:
             expected="a folder with room for the checkpoint; earlier checkpoints are untouched",
             fix="free some space or choose another --work-dir, then go on with --resume",
         ) from error
-    finally:
-        # Also after Ctrl-C and after a payload that cannot be saved: half a checkpoint is no use.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -40,10 +40,15 @@ def threshold_file_of(checkpoint: str | Path) -> Path:
     return path.with_name(f"{stem}.threshold.json")
 
 
+def model_sha256(model: Mapping[str, Any]) -> str:
+    """Hash of the ``model`` section of a config, whatever the order of its keys."""
+    text = json.dumps(model, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def model_digest(model: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that stand for the ``model`` section of a config."""
-    text = json.dumps(model, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return model_sha256(model)[:16]
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,11 @@ import numpy as np
 
 from ..errors import ConfigError, DataError, listing, suggest
 from .bootstrap import Interval, draw_weights, percentile_interval
-from .compare_phrases import OVER_PHRASES, OverPhrases, pair_values, phrase_metrics
+from .compare_phrases import pair_values, phrase_metrics
 from .metrics import LOWER_IS_BETTER
 from .postprocess import PostProcess
 from .run_folder import read_report
+from .run_means import RunMeans, run_means
 
 _EXACT_UP_TO = 12  # 2^12 sign patterns are still few
 _CHUNK = 4096
@@ -165,13 +166,10 @@ def compare_runs(
             else:
                 rows = [[_value(run.rows[key][metric]) for key in keys] for run in (a, b)]
                 values = np.array(rows)
-            phrases = None
-            if metric.endswith(OVER_PHRASES):
-                phrases = OverPhrases.of(values, groups, keys)
+            means = run_means(metric, values, groups, keys)
+            left_out = int(np.isnan(values).any(axis=0).sum())
             found.append(
-                _difference(
-                    metric, (a.name, b.name), values, groups, resamples, rng, level, phrases
-                )
+                _difference(metric, (a.name, b.name), means, left_out, resamples, rng, level)
             )
     return Comparison(
         unit, int(groups.max()) + 1, resamples, seed, _notes(runs, unit), _holm(found)
@@ -282,29 +280,23 @@ def _notes(runs: Sequence[Run], unit: str) -> list[str]:
 def _difference(
     metric: str,
     names: tuple[str, str],
-    values: np.ndarray,
-    groups: np.ndarray,
+    of_runs: RunMeans,
+    left_out: int,
     resamples: int,
     rng: np.random.Generator,
     level: float,
-    phrases: OverPhrases | None = None,
 ) -> Difference:
-    """``values`` is [2, rows], of A and B; ``phrases`` their sums for a mean over phrases."""
-    defined = ~np.isnan(values).any(axis=0)
-    if phrases is None:
-        means = [cluster_means(side[defined], groups[defined]) for side in values]
-        d = cluster_means((values[1] - values[0])[defined], groups[defined])
-    else:
-        means = list(phrases.contributions())
-        d = means[1] - means[0]
+    """``of_runs`` are the means of A and B."""
+    means = of_runs.contributions()
+    d = means[1] - means[0]
     better = -d if metric in LOWER_IS_BETTER else d
     mean = float(d.mean()) if len(d) else math.nan
     spread = float(d.std(ddof=1)) if len(d) > 1 else 0.0
     interval = None
     if len(d) > 1:
         weights = draw_weights(len(d), resamples, int(rng.integers(2**32)))
-        drawn = weights @ d / len(d) if phrases is None else phrases.resampled(weights)
-        interval = percentile_interval(drawn, level)
+        drawn = of_runs.resampled(weights)
+        interval = percentile_interval(drawn[1] - drawn[0], level)
     return Difference(
         metric=metric,
         a=names[0],
@@ -319,14 +311,8 @@ def _difference(
         improved=float((better > _TIE).mean()) if len(d) else math.nan,
         worsened=float((better < -_TIE).mean()) if len(d) else math.nan,
         units=len(d),
-        left_out=int((~defined).sum()),
+        left_out=left_out,
     )
-
-
-def cluster_means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Mean of ``values`` [N] in each group that occurs in ``groups`` int [N]."""
-    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    return np.bincount(inverse, values, len(counts)) / counts
 
 
 def sign_flip_p(d: np.ndarray, resamples: int, rng: np.random.Generator) -> float:

@@ -3,8 +3,9 @@
 Both runs have the same truth, so the number n_p of pairs in which phrase p is present is the same,
 and the difference of their means over P phrases is a sum over pairs of d / (P n_p). Summed up by
 patient and multiplied by the number C of patients it is the d of a patient: its mean over patients
-is the difference, and flipping a patient's sign swaps A and B for that patient. The interval
-resamples patients and takes each phrase's mean anew, without phrases that were not drawn.
+is the difference, and flipping a patient's sign swaps A and B for that patient. Intervals resample
+patients and take each phrase's mean anew, without phrases that were not drawn, as those of a single
+run do.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def pair_values(
 
 @dataclass(frozen=True)
 class OverPhrases:
-    """Sums of runs by patient and phrase; two of them, A and B, in a comparison.
+    """Sums of runs by patient and phrase; a :class:`~.run_means.RunMeans`.
 
     Attributes:
         dice: float64 [R, C, P], sums over present pairs of R runs.
@@ -83,8 +84,10 @@ class OverPhrases:
         return (self.dice / self.present.sum(axis=0)).sum(axis=-1) * (clusters / max(1, phrases))
 
     def resampled(self, weights: np.ndarray) -> np.ndarray:
-        """B - A, float64 [B], of patients drawn as often as ``weights`` [B, C] says."""
+        """Means of the runs, float64 [R, B], of patients drawn as often as ``weights`` [B, C] says.
+
+        A phrase that was not drawn is left out.
+        """
         drawn = weights @ self.present
-        with_some = drawn > 0
-        difference = np.nan_to_num(ratio(weights @ (self.dice[1] - self.dice[0]), drawn))
-        return ratio(difference.sum(axis=-1), with_some.sum(axis=-1))
+        means = np.nan_to_num(ratio(weights @ self.dice, drawn))
+        return ratio(means.sum(axis=-1), (drawn > 0).sum(axis=-1))

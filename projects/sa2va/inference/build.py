@@ -12,15 +12,15 @@ from .sources import ModelSource
 
 
 def build_model(
-    source: ModelSource, placement: Placement, precision: Precision, merge_lora: bool
+    source: ModelSource, placement: Placement, precision: Precision
 ) -> tuple[SegmentationModel, LoadReport]:
     """Builds, loads strictly, and puts the model where it runs.
 
     Args:
-        source: config (with ``precision.before_build`` in it) and checkpoint.
+        source: config (with ``precision.before_build`` in it, and ``test_cfg.merge_lora``) and
+            checkpoint.
         placement: where it runs.
         precision: of its parts.
-        merge_lora: put LoRA into the weights.
 
     Raises:
         UserError: the weights are not those of the config's model.
@@ -30,6 +30,7 @@ def build_model(
         report = model.load_report()
     else:
         report = load_trained(model, source.checkpoint, source.path)
+    merge_lora = source.cfg.test_cfg.merge_lora
     prepare_for_prediction(model, merge_lora=merge_lora, precision=precision, placement=placement)
     return model, report
 

@@ -16,7 +16,7 @@ from ..checkpoints import sha256_of
 from ..engine.evaluation_setup import choose_threshold, describe_source
 from ..errors import ConfigError, listing
 from ..evaluation.postprocess import PostProcess
-from ..placement import Placement, choose_placement, parse_precision
+from ..placement import Placement, Precision, choose_placement, parse_precision
 from ..processing import Sa2VAProcessor
 from .build import build_model, readers
 from .inputs import Source, find_images, is_single
@@ -83,12 +83,13 @@ class Sa2VAInferencer:
         self._set_threshold(threshold, cfg_options)
         self.precision = parse_precision(precision)
         self.precision.before_build(cfg)
-        # Into the config, where the plan of the memory finds them.
-        loader = cfg.setdefault("test_dataloader", {})
+        # Into the config, where the plan of the memory finds them, and every process that predicts.
+        cfg.test_dataloader = cfg.get("test_dataloader") or {}
+        loader = cfg.test_dataloader
         own = loader.get("batch_size", 1) if batch_size is None else batch_size
         self.batch_size = loader.batch_size = _at_least_one(own)
         own = cfg.test_cfg.get("merge_lora", False) if merge_lora is None else merge_lora
-        self.merge_lora = cfg.test_cfg.merge_lora = bool(own)
+        cfg.test_cfg.merge_lora = bool(own)
         self.intensity = loader.get("dataset", {}).get("intensity", "own_range")
         self.placement: Placement = choose_placement(
             cfg,
@@ -185,7 +186,7 @@ class Sa2VAInferencer:
             "model_config_sha256": self._source.model_sha256(),
             "answer_mode": self.cfg.model.get("answer_mode", "none"),
             "precision": self.precision.as_dict(),
-            "merge_lora": self.merge_lora,
+            "merge_lora": self.cfg.test_cfg.merge_lora,
             "threshold": self.threshold,
             "threshold_source": self.cfg.test_cfg.threshold_source.to_dict(),
             "postprocess": self.postprocess.as_dict(),
@@ -228,18 +229,10 @@ class Sa2VAInferencer:
 
     def _start(self) -> Pipeline | Workers:
         if self.placement.kind != "data-parallel":
-            return start_pipeline(
-                self._source, self.placement, self.precision, self.merge_lora, self.batch_size
-            )
+            return start_pipeline(self._source, self.placement, self.precision)
         # The checkpoint is read by each process itself, and not sent through a pipe.
-        again = functools.partial(
-            _start_one,
-            replace(self._source, checkpoint=None),
-            self.placement,
-            self.precision,
-            self.merge_lora,
-            self.batch_size,
-        )
+        source = replace(self._source, checkpoint=None)
+        again = functools.partial(_start_one, source, self.placement, self.precision)
         return Workers(again, self.placement.gpus or 1, self.batch_size)
 
     def _set_threshold(
@@ -308,27 +301,23 @@ def reasons(failed: Mapping[str, str]) -> str:
 def start_pipeline(
     source: ModelSource,
     placement: Placement,
-    precision: Any,
-    merge_lora: bool,
-    batch_size: int,
+    precision: Precision,
     processes: int = 1,
     say: bool = True,
 ) -> Pipeline:
-    """Builds the model in this process, with a report of its weights in the log."""
+    """Builds the model in this process, with a report of its weights in the log.
+
+    ``test_cfg.merge_lora`` and ``test_dataloader.batch_size`` of the config must be set.
+    """
     with explain_full_card("the weights of the model"):
-        model, report = build_model(source, placement, precision, merge_lora)
+        model, report = build_model(source, placement, precision)
     if say:
         print_log(report.text(), logger="current")
-    return Pipeline(model, batch_size, readers(processes))
+    return Pipeline(model, source.cfg.test_dataloader.batch_size, readers(processes))
 
 
 def _start_one(
-    source: ModelSource,
-    placement: Placement,
-    precision: Any,
-    merge_lora: bool,
-    batch_size: int,
-    number: int,
+    source: ModelSource, placement: Placement, precision: Precision, number: int
 ) -> Pipeline:
     """The pipeline of one process of several."""
     from ..checkpoints import read_checkpoint
@@ -338,7 +327,7 @@ def _start_one(
     main = "cpu" if placement.main == "cpu" else f"cuda:{number}"
     own = replace(placement, kind="cpu" if main == "cpu" else "single", devices=(main,))
     count = placement.gpus or 1
-    return start_pipeline(source, own, precision, merge_lora, batch_size, count, number == 0)
+    return start_pipeline(source, own, precision, count, number == 0)
 
 
 def init_model(

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
-import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,19 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.logging import print_log
 from pycocotools import mask as coco_mask
 
 from ..errors import ConfigError, SetupError, listing
 from ..evaluation.writer import encode_mask, strict
 from ..files import make_writable, write_atomic
+from ..locks import locked
 from .inputs import Source
 from .outputs import FILES, TABLES, check_outputs, write_files
 from .results import InferenceResult
 
 _WRITERS, _AHEAD = 4, 32  # threads, and images that wait for them
 RUN, LINES = "run.json", "predictions.jsonl"
-_LOCK = ".lock"
 # Names of files need not be UTF-8: a byte that is none is written as \\udcXX.
 _ERRORS = "backslashreplace"
 _COLUMNS = (
@@ -218,30 +215,19 @@ class Journal:
         return path
 
 
-@contextlib.contextmanager
-def alone(folder: str | Path) -> Iterator[None]:
+def alone(folder: str | Path) -> contextlib.AbstractContextManager[int]:
     """Keeps every other run out of ``folder``.
 
     Raises:
         ConfigError: another process predicts into it.
         SetupError: the folder cannot be written to.
     """
-    with open(make_writable(folder, "--out") / _LOCK, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                found=f"another run predicts into {folder} now",
-                expected="one run a folder: two would mix their records",
-                fix="wait for it, or give another --out",
-            ) from error
-        except OSError as error:  # some network disks have no locks
-            print_log(
-                f"{folder} cannot be locked ({error.strerror}): start one run at a time in it",
-                logger="current",
-                level=logging.WARNING,
-            )
-        yield
+    in_use = ConfigError(
+        found=f"another run predicts into {folder} now",
+        expected="one run a folder: two would mix their records",
+        fix="wait for it, or give another --out",
+    )
+    return locked(folder, "--out", in_use)
 
 
 @contextlib.contextmanager

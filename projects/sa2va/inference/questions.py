@@ -53,8 +53,9 @@ def make_questions(text: str | Sequence[str], processor: Sa2VAProcessor) -> list
     twice = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
     if twice:
         raise DataError(
-            found=f"the same text twice: {listing(twice)}",
-            expected="texts that differ: each gets a map and files of its own",
+            found=f"the same phrase twice: {listing(twice)}",
+            expected="phrases that differ, also in one question: each gets a map and files of its "
+            "own",
             fix="leave one of them out of --text (in Python: text=...)",
         )
     return questions

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from ..checkpoints import (
 )
 from ..config import CONFIG_DIR, load_config, override
 from ..errors import CheckpointError, ConfigError, SetupError
+from ..evaluation.chosen_threshold import model_sha256
 from ..models.pretrained import SAM2_FOLDER
 from ..models.segmentation import predicts_no_masks
 from ..weights.layouts import Source, open_source
@@ -62,8 +61,7 @@ class ModelSource:
         differ from machine to machine.
         """
         skipped = () if self.path is None else _PLACES
-        plain = json.dumps(_without(self.cfg.model.to_dict(), skipped), sort_keys=True, default=str)
-        return hashlib.sha256(plain.encode()).hexdigest()
+        return model_sha256(_without(self.cfg.model.to_dict(), skipped))
 
 
 def _without(value: Any, skipped: Collection[str]) -> Any:

@@ -123,7 +123,10 @@ class AnswerTemplates:
             )
 
     def phrases_of(self, question: str) -> list[str] | None:
-        """The phrases of a question that follows the template; None for one that does not."""
+        """The phrases of a question that follows the template; None for one that does not.
+
+        One that is asked for twice is there twice.
+        """
         before, _, after = self.question.partition(_PLACE)
         inside = len(question) > len(before + after)
         if not (inside and question.startswith(before) and question.endswith(after)):
@@ -134,9 +137,8 @@ class AnswerTemplates:
         first, found, final = text.rpartition(last)
         parts = [*first.split(comma), final] if found else [text]
         phrases = [part.strip() for part in parts]
-        # An empty part or a repeated one is no list: the text is one phrase.
-        whole = all(phrases) and len(set(phrases)) == len(phrases)
-        return phrases if whole else [text.strip()]
+        # With an empty part it is no list: the text is one phrase.
+        return phrases if all(phrases) else [text.strip()]
 
     def answer_for(self, phrases: Sequence[str], present: Sequence[bool]) -> str:
         """The answer to :meth:`question_for`, with a [SEG] for each phrase that is there.

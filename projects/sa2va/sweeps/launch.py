@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import signal
@@ -10,13 +9,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 
 import torch
 
 from ..errors import SetupError
+from ..locks import locked
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -87,27 +87,21 @@ class Launcher:
                 signal.signal(number, handler)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[int]:
+def held(folder: Path) -> AbstractContextManager[int]:
     """Holds a folder against other sweeps, and against runs that a killed one left behind.
 
-    Yields:
-        File descriptor of the lock; a process that inherits it holds the lock, too.
+    Returns:
+        See :func:`~projects.sa2va.locks.locked`, for processes that inherit the lock.
 
     Raises:
-        SetupError: it is held already.
+        SetupError: it is held already, or cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SetupError(
-                found=f"{folder} is in use: another sweep, or a run that a killed one left behind",
-                expected="one process at a time in a folder",
-                fix="wait for it to end, or end it; then the same command again",
-            ) from error
-        yield file.fileno()
+    in_use = SetupError(
+        found=f"{folder} is in use: another sweep, or a run that a killed one left behind",
+        expected="one process at a time in a folder",
+        fix="wait for it to end, or end it; then the same command again",
+    )
+    return locked(folder, "--work-dir", in_use)
 
 
 def card_groups(gpus: int) -> list[tuple[str, ...]]:

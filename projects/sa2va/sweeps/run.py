@@ -14,7 +14,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..errors import UserError
-from .launch import Launcher, card_groups, locked
+from .launch import Launcher, card_groups, held
 from .progress import Clock, duration
 from .spec import Spec
 from .steps import TOOLS, Job, check_begun, freeze
@@ -135,8 +135,19 @@ class Sweep:
                 left = clock.left()
                 about = "" if left is None else f", about {duration(left)} left"
                 self._say(f"[{number}/{len(todo)}] runs{about}")
+        return [*failures, *self.tables()]
+
+    def tables(self) -> list[Failure]:
+        """Writes the tables of what has ended; checkpoints may be gone.
+
+        Returns:
+            The runs whose results cannot be compared.
+
+        Raises:
+            SetupError: the folder cannot be written to.
+        """
         strangers = write_tables(self.spec, self.all, self.work_dir)
-        return [*failures, *(Failure(job, "table", reason) for job, reason in strangers)]
+        return [Failure(job, "table", reason) for job, reason in strangers]
 
     def _run(
         self, job: Job, slots: queue.Queue[tuple[str, ...]], clock: Clock
@@ -144,7 +155,7 @@ class Sweep:
         """One run, in a thread of its own."""
         cards, step = slots.get(), job.steps[0]
         try:
-            with locked(job.folder) as lock:
+            with held(job.folder) as lock:
                 todo = [name for name in job.steps if name not in job.record()]
                 for number, step in enumerate(todo):
                     reason = self._step(job, step, cards, lock, clock)

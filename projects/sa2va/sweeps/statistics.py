@@ -3,12 +3,13 @@
 ``values`` is float64 [S, N]: a metric of S seeds (runs of one row) on the same N frames and
 phrases, ``nan`` where it is undefined. A frame that is undefined for one seed is left out for all
 of them, and counted, so that every number of a row is about the same frames. The unit is the
-patient (the frame where no patient ids are known), as in tools/compare.py: V [S, P] is the mean of
-a seed over the frames of a patient.
+patient (the frame where no patient ids are known), as in tools/compare.py, whose means and
+resamples these are (``evaluation/run_means.py``): V [S, P] is what a patient adds to the mean of a
+seed, which is the mean over the patient's frames but for a mean over phrases.
 
 * the mean is that of V; the spread is that of its S row means, with n - 1;
-* the interval is the percentile bootstrap over patients of the mean of V over seeds: it speaks of
-  other patients and these very trainings;
+* the interval is the percentile bootstrap over patients of the mean over seeds: it speaks of other
+  patients and these very trainings. A mean over phrases is taken anew in each resample;
 * from :data:`MIN_SEEDS` seeds on, seeds are drawn too, independently of patients (the pigeonhole
   bootstrap for crossed factors: Owen, Annals of Applied Statistics 1:386, 2007, whose variance is
   never below the true one by more than terms of a lower order). With fewer, resampling them would
@@ -21,16 +22,19 @@ a seed over the frames of a patient.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..evaluation.bootstrap import Interval, draw_weights, percentile_interval
-from ..evaluation.compare import cluster_means
+from ..evaluation.run_means import RunMeans
 
 MIN_SEEDS = 5
 LEVEL = 0.95
 _PATIENTS, _SEEDS, _BASELINE_SEEDS = 0, 1, 2  # of the random draws
+Over = Callable[[np.ndarray], RunMeans]
+"""How values [R, N] of runs become means."""
 
 
 @dataclass(frozen=True)
@@ -59,65 +63,63 @@ class Estimate:
         return float(np.std(self.seed_values, ddof=1)) if len(self.seed_values) > 1 else math.nan
 
 
-def estimate(values: np.ndarray, groups: np.ndarray, resamples: int) -> Estimate:
+def estimate(values: np.ndarray, over: Over, resamples: int) -> Estimate:
     """The mean of a row.
 
     Args:
         values: float64 [S, N].
-        groups: int [N], the number of each frame's patient.
+        over: how they are averaged.
         resamples: of the bootstrap.
     """
-    defined = ~np.isnan(values).any(axis=0)
-    means = _means(values, groups, defined)
+    means = over(values)
+    own = means.contributions()
     drawn = len(values) >= MIN_SEEDS
+    sampled = _resampled(means, own.shape[1], resamples)
     interval = None
-    if means.shape[1] > 1:
-        per_patient = _over_seeds(means, resamples, _SEEDS, drawn)
-        interval = _interval(per_patient, resamples)
-    own = tuple(float(value) for value in means.mean(axis=1)) if defined.any() else ()
-    value = float(means.mean()) if defined.any() else math.nan
-    return Estimate(value, own, interval, drawn, means.shape[1], int((~defined).sum()))
+    if sampled is not None:
+        interval = percentile_interval(_over_seeds(sampled, _SEEDS, drawn), LEVEL)
+    of_seeds = tuple(float(value) for value in own.mean(axis=1)) if own.size else ()
+    value = float(own.mean()) if own.size else math.nan
+    return Estimate(value, of_seeds, interval, drawn, own.shape[1], _left_out(values))
 
 
-def difference(
-    values: np.ndarray, baseline: np.ndarray, groups: np.ndarray, resamples: int
-) -> Estimate:
+def difference(values: np.ndarray, baseline: np.ndarray, over: Over, resamples: int) -> Estimate:
     """Row minus baseline, paired by frames.
 
     Args:
         values: float64 [S, N] of the row.
         baseline: float64 [T, N] of the baseline.
-        groups: int [N].
+        over: how they are averaged.
         resamples: of the bootstrap.
     """
-    defined = ~(np.isnan(values).any(axis=0) | np.isnan(baseline).any(axis=0))
-    a, b = _means(baseline, groups, defined), _means(values, groups, defined)
-    drawn = min(len(a), len(b)) >= MIN_SEEDS
+    both, count = np.concatenate([values, baseline]), len(values)
+    means = over(both)
+    own = means.contributions()
+    drawn = min(count, len(baseline)) >= MIN_SEEDS
+    sampled = _resampled(means, own.shape[1], resamples)
     interval = None
-    if a.shape[1] > 1:
-        own = _over_seeds(b, resamples, _SEEDS, drawn)
-        other = _over_seeds(a, resamples, _BASELINE_SEEDS, drawn)
-        interval = _interval(own - other, resamples)
-    value = float(b.mean() - a.mean()) if defined.any() else math.nan
-    return Estimate(value, (), interval, drawn, a.shape[1], int((~defined).sum()))
+    if sampled is not None:
+        b = _over_seeds(sampled[:count], _SEEDS, drawn)
+        a = _over_seeds(sampled[count:], _BASELINE_SEEDS, drawn)
+        interval = percentile_interval(b - a, LEVEL)
+    value = float(own[:count].mean() - own[count:].mean()) if own.size else math.nan
+    return Estimate(value, (), interval, drawn, own.shape[1], _left_out(both))
 
 
-def _means(values: np.ndarray, groups: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    """[S, P], patients without a defined frame left out."""
-    if not defined.any():
-        return np.zeros((len(values), 0))
-    return np.stack([cluster_means(seed[defined], groups[defined]) for seed in values])
+def _resampled(means: RunMeans, patients: int, resamples: int) -> np.ndarray | None:
+    """Means of the runs over patients drawn again, [R, B]; None with fewer than two patients."""
+    if patients < 2:
+        return None
+    return means.resampled(draw_weights(patients, resamples, _PATIENTS))
 
 
-def _over_seeds(means: np.ndarray, resamples: int, draw: int, drawn: bool) -> np.ndarray:
-    """Means over seeds of each patient, [B, P] with seeds drawn again, else [1, P]."""
+def _over_seeds(sampled: np.ndarray, draw: int, drawn: bool) -> np.ndarray:
+    """Means over the seeds of [S, B], with seeds drawn again or not."""
     if not drawn:
-        return means.mean(axis=0, keepdims=True)
-    return draw_weights(len(means), resamples, draw) @ means / len(means)
+        return sampled.mean(axis=0)
+    seeds, resamples = sampled.shape
+    return (draw_weights(seeds, resamples, draw).T * sampled).sum(axis=0) / seeds
 
 
-def _interval(per_patient: np.ndarray, resamples: int) -> Interval | None:
-    """Of the mean over patients, drawn again; ``per_patient`` is [B, P] or [1, P]."""
-    count = per_patient.shape[1]
-    weights = draw_weights(count, resamples, _PATIENTS)
-    return percentile_interval((weights * per_patient).sum(axis=1) / count, LEVEL)
+def _left_out(values: np.ndarray) -> int:
+    return int(np.isnan(values).any(axis=0).sum())

@@ -135,10 +135,19 @@ class Job:
 
     # -------------------------------------------------------------------------------- records
 
+    def _stored(self) -> dict[str, dict[str, Any]]:
+        path = self.folder / _RECORD
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def ended(self) -> dict[str, dict[str, Any]] | None:
+        """All steps, where the results of the test are whole; checkpoints may be gone by then."""
+        stored = self._stored()
+        is_whole = "test" in stored and self._is_whole(stored["test"]["files"])
+        return stored if is_whole else None
+
     def record(self) -> dict[str, dict[str, Any]]:
         """The finished steps, as long as all before them are finished and their files whole."""
-        path = self.folder / _RECORD
-        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        stored = self._stored()
         found = {}
         for step in self.steps:
             if step not in stored or not self._is_whole(stored[step]["files"]):

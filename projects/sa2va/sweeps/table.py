@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from ..evaluation.compare import Run, check_comparable, patient_groups
 from ..evaluation.compare_phrases import (
     OVER_PHRASES,
     PHRASE_MEANS,
-    OverPhrases,
     pair_values,
     phrase_metrics,
 )
 from ..evaluation.metrics import LOWER_IS_BETTER
+from ..evaluation.run_means import run_means
 from ..evaluation.writer import strict
 from ..files import make_writable, write_atomic
 from .spec import Spec
@@ -88,8 +89,8 @@ def collect(
     first: Run | None = None
     # The baseline's first: what is not comparable with it is what is left out.
     for job in sorted(jobs, key=lambda job: job.row != spec.baseline):
-        record = job.record()
-        if "test" not in record:
+        record = job.ended()
+        if record is None:
             continue
         try:
             run = Run.read(job.folder / "test", job.name)
@@ -116,20 +117,13 @@ def compute(spec: Spec, finished: Mapping[str, Sequence[Finished]]) -> tuple[lis
             for row, items in finished.items()
             if items
         }
-        owners = groups
-        if metric.endswith(OVER_PHRASES):
-            # All runs have one truth, so what a patient adds to a mean over phrases is additive.
-            values = {
-                row: OverPhrases.of(own, groups, keys).contributions()
-                for row, own in values.items()
-            }
-            owners = np.arange(next(iter(values.values())).shape[1])
+        over = partial(run_means, metric, groups=groups, keys=keys)
         base = values.get(spec.baseline or "")
         for row, own in values.items():
             gap = None
             if base is not None and row != spec.baseline:
-                gap = difference(own, base, owners, spec.bootstrap)
-            mean = estimate(own, owners, spec.bootstrap)
+                gap = difference(own, base, over, spec.bootstrap)
+            mean = estimate(own, over, spec.bootstrap)
             lines.append(Line(row, metric, len(own), mean, gap))
     return lines, unit
 
@@ -269,6 +263,12 @@ def _notes(spec: Spec, lines: Sequence[Line], unit: str) -> list[str]:
         else f"Seeds are not drawn again, for there are fewer than {MIN_SEEDS}: the intervals know "
         "nothing of another training. Look at the spread over seeds beside them.",
     ]
+    if any(metric.endswith(OVER_PHRASES) for metric in spec.metrics):
+        notes.append(
+            f"A mean over phrases is that of each phrase's mean over frames; resamples of {unit}s "
+            "take it anew, without phrases that were not drawn. Left out are pairs of a frame and "
+            "a phrase that is absent there or of another kind."
+        )
     if spec.baseline is not None:
         notes.append(
             f"Differences are row minus {spec.baseline}, paired on the same frames. They are not "
