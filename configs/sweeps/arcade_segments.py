@@ -1,5 +1,6 @@
 # ARCADE, 25 segments by name: the small model against a U-Net with a channel for each phrase.
 #   export ARCADE_ROOT=<folder with train, val, test>
+#   python tools/train.py projects/sa2va/configs/pretraining/synthetic_small.py
 #   python tools/sweep.py configs/sweeps/arcade_segments.py --jobs 2
 _configs = "../../projects/sa2va/configs"
 rows = {

@@ -23,7 +23,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import ConfigParsingError
 
 from .config_check import Checker, child_slot
-from .config_rules import check_processors, check_rules
+from .config_processors import check_processors
+from .config_rules import check_rules
 from .config_schema import ROOT, Slot, find_type, schema_of
 from .errors import ConfigError, listing, suggest
 

@@ -135,12 +135,92 @@ def test_a_part_that_is_not_the_same(tiny_config, payload, tmp_path, problem):
     assert changed_parts(model, fresh) == {DECODER}
 
 
-def test_what_stands_on_other_frozen_weights(tiny_config, path):
-    model = build(tiny_config, model__mllm__seed=1, model__grounding__seed=1)
-    for part in ("LoRA", "token rows"):
-        with pytest.raises(CheckpointError, match="other frozen weights or tokens"):
-            take(model, path, [part])
-    take(model, path, [ENCODER, DECODER])  # these stand for themselves
+def refused(model, path, parts):
+    fresh = {name: tensor.clone() for name, tensor in model.trained_state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        take(model, path, parts)
+    assert all(torch.equal(t, fresh[n]) for n, t in model.trained_state_dict().items())
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("seeds", "below"),
+    [
+        (
+            {"model__mllm__seed": 1},
+            {
+                "LoRA": ["MLLM language model"],
+                "token rows": ["MLLM embeddings", "MLLM head"],
+                "MLLM projector": ["MLLM vision encoder", "MLLM language model"],
+                "[SEG] projector": ["MLLM language model"],
+            },
+        ),
+        ({"model__grounding__seed": 1}, {DECODER: ["SAM2 prompt encoder"]}),
+    ],
+    ids=["language", "grounding"],
+)
+def test_what_stands_on_other_frozen_weights(tiny_config, path, seeds, below):
+    model = build(tiny_config, **seeds)
+    for part, names in below.items():
+        error = refused(model, path, [ENCODER, part])
+        assert "other frozen weights or tokens" in error.found
+        assert error.found.endswith(": " + ", ".join(names))
+        assert f"take {part} out of init_from.parts" in error.fix
+    rest = {"LoRA", "token rows", "MLLM projector", "[SEG] projector", DECODER, ENCODER}
+    _, kept = take(model, path, sorted(rest - below.keys()))  # these stand on what is the same
+    assert ENCODER in kept["parts"]
+
+
+def test_what_stands_on_weights_that_trained_there(tiny_config, path):
+    model = build(tiny_config, model__grounding__train_image_encoder=False)
+    error = refused(model, path, [DECODER])
+    assert error.found.endswith(": " + ENCODER)
+    assert f"let {ENCODER} train here too" in error.fix
+
+
+def test_weights_that_train_here_may_have_been_frozen_there(tiny_config, payload, tmp_path):
+    frozen = build(tiny_config, model__grounding__train_image_encoder=False)
+    state = frozen.trained_state_dict()
+    meta = {**payload["meta"], "base_fingerprint": frozen.base_fingerprint}
+    file = tmp_path / "iter_3.pth"
+    write_atomically({"state_dict": state, "meta": meta}, file)
+    model = build(tiny_config)
+    _, kept = take(model, file, [DECODER])
+    assert kept["parts"] == [DECODER]
+
+
+@pytest.mark.parametrize(
+    ("change", "found", "fix"),
+    [
+        (
+            {"lora_alpha": 8},
+            "trained with lora_alpha=4, the config has lora_alpha=8",
+            "set model.mllm.lora.lora_alpha=4,",
+        ),
+        ({"use_rslora": True}, "trained with use_rslora=False", "model.mllm.lora.use_rslora=False"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_lora_of_another_scale(tiny_config, path, change, found, fix):
+    model = build(tiny_config, **{f"model__mllm__lora__{k}": v for k, v in change.items()})
+    for parts in (["LoRA"], "all"):
+        error = refused(model, path, parts)
+        assert found in error.found and fix in error.fix
+    take(model, path, [ENCODER, DECODER, "[SEG] projector"])
+
+
+@pytest.mark.parametrize("text", ["llm_lora = dict(r=2, lora_alpha=4)", "llm_lora = Lora(r=2)"])
+def test_lora_that_was_converted_from_another_program(tiny_config, payload, tmp_path, text):
+    """Its config is that program's, and need not say alpha."""
+    file = tmp_path / "converted.pth"
+    meta = {**payload["meta"], "cfg": text, "converted": {"source": "iter_12192.pth"}}
+    write_atomically({"state_dict": payload["state_dict"], "meta": meta}, file)
+    report, _ = take(build(tiny_config), file, ["LoRA"])
+    said = [note for note in report.notes if "does not say LoRA's alpha" in note]
+    assert len(said) == ("lora_alpha" not in text)
+    if not said:
+        other = build(tiny_config, model__mllm__lora__lora_alpha=8)
+        assert "lora_alpha=4, the config has 8" in refused(other, file, ["LoRA"]).found
 
 
 def test_another_programs_checkpoint(payload, tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import HOOKS
 
-from projects.sa2va.config_rules import check_processors, check_rules
+from projects.sa2va.config_processors import check_processors
+from projects.sa2va.config_rules import check_rules
 from projects.sa2va.errors import ConfigError
 
 

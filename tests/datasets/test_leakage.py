@@ -103,7 +103,7 @@ def test_patients_of_the_record(make_coco, tmp_path, monkeypatch):
     test = {"test": make_coco("b", 4, seed=1, patient=PATIENT, indices=[3])}
     record = training_record(train)
     alias = test["test"].patients[0]
-    assert record["patients"] == sorted(set(train.patients))
+    assert record["patients"] == {train.pseudonym_check: sorted(set(train.patients))}
     with pytest.raises(DataError, match=f"1 patients of test that it was trained on: {alias}"):
         check_unseen(test, record, "x.pth")
     monkeypatch.setenv("SECRET", "other")
@@ -130,6 +130,41 @@ def test_a_broken_record(splits):
     record = {**training_record(splits["train"]), "pixels": "abc"}
     with pytest.raises(DataError, match="broken\\) `pixels`"):
         check_unseen({"test": splits["test"]}, record, "x.pth")
+
+
+def test_patients_stay_known_over_runs_without_them_or_with_another_key(make_coco, monkeypatch):
+    train = make_coco("a", 4, seed=0, patient=PATIENT, indices=[0, 1, 2])
+    record = training_record(make_coco("b", 3, seed=1), training_record(train))
+    assert len(record["pixels"]) == 16 * 6
+    test = {"test": make_coco("c", 4, seed=2, patient=PATIENT, indices=[3])}
+    alias = test["test"].patients[0]
+    monkeypatch.setenv("SECRET", "other")
+    keyed = make_coco("d", 4, seed=3, patient={**PATIENT, "key_env": "SECRET"}, indices=[0])
+    for last in (record, training_record(keyed, record)):
+        last = json.loads(json.dumps(last))
+        with pytest.raises(DataError, match=f"1 patients of test that it was trained on: {alias}"):
+            check_unseen(test, last, "x.pth")
+    other = make_coco("e", 6, seed=4, patient=PATIENT, indices=[4, 5])
+    assert not set(other.patients) & set(train.patients)
+    said = check_unseen({"test": other}, training_record(keyed, record), "x.pth")
+    assert [text.split(": ")[1] for text in said] == [
+        "some frames of the training run have no patient ids",
+        "some frames of the training run have pseudonyms of another key",
+    ]
+    (said,) = check_unseen({"test": make_coco("f", 2, seed=5)}, record, "x.pth")
+    assert "have patient ids, which the config lacks" in said
+
+
+def test_a_record_of_one_key_as_it_was_written_at_first(make_coco):
+    train = make_coco("a", 4, seed=0, patient=PATIENT, indices=[0, 1, 2])
+    record = training_record(train)
+    ((check, names),) = record["patients"].items()
+    first = {**record, "patients": names, "pseudonym_check": check}
+    test = {"test": make_coco("b", 4, seed=1, patient=PATIENT, indices=[3])}
+    with pytest.raises(DataError, match="1 patients of test that it was trained on"):
+        check_unseen(test, first, "x.pth")
+    bare = {**training_record(make_coco("c", 4, seed=2)), "patients": [], "pseudonym_check": None}
+    assert training_record(train, bare)["patients"] == {"": [], check: names}
 
 
 def test_patients_stay_known_over_a_run_on_drawn_frames(make_coco, processor):

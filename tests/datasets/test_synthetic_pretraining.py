@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
@@ -19,7 +20,9 @@ from projects.sa2va.datasets import SyntheticVesselDataset
 from projects.sa2va.datasets.hashes import split_hash
 from projects.sa2va.datasets.integrity import check_dataset, check_splits
 from projects.sa2va.datasets.leakage import check_unseen, training_record
-from projects.sa2va.datasets.synthetic import PretrainingParams, render_frame
+from projects.sa2va.datasets.synthetic import AngiogramParams, PretrainingParams, render_frame
+from projects.sa2va.datasets.synthetic.background import Canvas, light_field
+from projects.sa2va.datasets.synthetic.parameters import LEAST_FIELD_MM
 from projects.sa2va.datasets.synthetic.projection import path_length, tube_balls
 from projects.sa2va.datasets.synthetic.real_background import BackgroundFrames, without_vessels
 from projects.sa2va.datasets.synthetic.tubes import Lumen, Pieces
@@ -150,6 +153,21 @@ def test_frames_have_the_calibres_and_grey_levels_that_were_asked_for():
     assert 0.01 < np.median(areas) < 0.09
 
 
+def test_the_blades_leave_a_part_of_the_smallest_picture_open():
+    """Else there would be nothing that the exposure is set by."""
+    closed = with_(collimator=1.0, field_of_view_mm=(LEAST_FIELD_MM, LEAST_FIELD_MM))
+    for seed in range(20):
+        assert render_frame([seed], 64, closed).image.std() > 0
+        light, opened = light_field(
+            np.random.default_rng(seed), Canvas(64, LEAST_FIELD_MM), 1.0, 0.3
+        )
+        assert 0.2 < opened.mean() < 1 and np.isfinite(light).all()
+    for kind in (PretrainingParams, AngiogramParams):
+        values = {**kind().to_dict(), "field_of_view_mm": (LEAST_FIELD_MM - 1, 90.0)}
+        with pytest.raises(ConfigError, match=r"field_of_view_mm.*\n.*20 mm or more"):
+            kind.from_dict(values)
+
+
 # --- parameters -----------------------------------------------------------------------------------
 
 
@@ -221,6 +239,15 @@ def test_test_items_ask_the_phrase(make):
     item = data[1]
     assert item["meta"]["phrases"] == ["coronary artery"]
     assert np.array_equal(item["truth"], data.masks(1))
+    # The picture is the frame's own, of epoch 0, and of what training reads normalised.
+    shown = data.processor.prediction_item(data.image(1, epoch=0), ["coronary artery"])
+    for name in ("grounding_pixels", "pixel_values"):
+        assert torch.equal(item[name], shown[name]), name
+        assert not torch.equal(item[name], data[0][name]), name
+    assert np.array_equal(data.image(1), make(phrase="coronary artery").image(1))
+    trained = {"grounding_pixels": make()[1]["grounding_pixels"][None]}
+    seen = data.processor.normalised(trained)["grounding_pixels"][0]
+    assert torch.allclose(item["grounding_pixels"], seen, atol=1e-5)
     with pytest.raises(IndexError):
         data[3]
 
@@ -263,7 +290,7 @@ def test_without_files_there_is_nothing_to_read_or_to_leak(make, coco_like):
     assert check_dataset(data, progress=False).warnings == []
     assert "patient" in check_splits({"train": data, "val": coco_like}, progress=False)[0]
     record = training_record(data)
-    assert record["pixels"] == "" and record["patients"] == []
+    assert record["pixels"] == "" and record["patients"] == {}
     check_unseen({"val": coco_like}, record, "a checkpoint")
     check_unseen({"val": data}, training_record(coco_like), "a checkpoint")
 
@@ -356,7 +383,8 @@ def test_patients_of_grounds_are_known(make, folder):
     data = make(
         background=dict(image_dir=str(folder)), patient=dict(type="regex", pattern=r"^(P\d)")
     )
-    assert len(training_record(data)["patients"]) == 4
+    (names,) = training_record(data)["patients"].values()
+    assert len(names) == 4
     assert data.patients == [None] * 3
 
 

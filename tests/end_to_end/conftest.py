@@ -1,6 +1,7 @@
 """Runs the tools as a user does, on the smallest experiment.
 
-Each way to start them is taken once from a shell; all other runs are forked (tests/processes.py).
+Each way to start them is taken once from a shell: testing here, training by torchrun in
+``test_stopping.py``, by itself in ``tests/tools``. All other runs are forked (tests/processes.py).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from tests.conftest import ROOT
 from tests.processes import run_forked
 from tests.tiny_experiment import write_experiment
 
-MAX_ITERS = 6
-# Frames of train, val and test; five test frames do not divide by two processes.
-FRAMES = (8, 4, 5)
+MAX_ITERS, HALF = 4, 2
+# Frames of train, val and test. What goes on at HALF passes the end of an epoch of six frames; in
+# two processes that is within a step. Five test frames do not divide by two processes.
+FRAMES = (6, 4, 5)
 
 
 def run_tool(*command: object) -> str:
@@ -51,12 +53,11 @@ def train(config: Path, work_dir: Path, *arguments: object) -> str:
     return run_here("train", config, "--work-dir", work_dir, *arguments)
 
 
-def train_two(config: Path, work_dir: Path, deepspeed: str, *arguments: object) -> str:
-    """``tools/train.py`` in two gloo processes under DeepSpeed."""
+def train_two(config: Path, work_dir: Path, *arguments: object) -> str:
+    """``tools/train.py`` in two gloo processes."""
     return run_here(
-        "train", config, "--work-dir", work_dir, "--deepspeed", deepspeed,
-        "--launcher", "pytorch", *arguments, processes=2,
-    )  # fmt: skip
+        "train", config, "--work-dir", work_dir, "--launcher", "pytorch", *arguments, processes=2
+    )
 
 
 def test(config: Path, checkpoint: Path, out: Path, *arguments: object, processes: int = 0) -> dict:
@@ -97,11 +98,11 @@ def copy_as_interrupted(source: Path, target: Path, iteration: int) -> None:
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Config of an experiment of six iterations with a checkpoint at the third."""
+    """Config of an experiment with a validation and a checkpoint at half of it."""
     return write_experiment(
         tmp_path_factory.mktemp("experiment"),
         frames=FRAMES,
-        train_cfg=dict(max_iters=MAX_ITERS, val_interval=3),
-        default_hooks=dict(checkpoint=dict(interval=3)),
+        train_cfg=dict(max_iters=MAX_ITERS, val_interval=HALF),
+        default_hooks=dict(checkpoint=dict(interval=HALF)),
         model=dict(mllm=dict(lora=dict(lora_dropout=0.1)), mask_loss=dict(num_points=64)),
     )

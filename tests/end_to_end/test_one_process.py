@@ -13,14 +13,24 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from .conftest import FRAMES, MAX_ITERS, copy_as_interrupted, losses, run_tool, scalars, test, train
+from .conftest import (
+    FRAMES,
+    HALF,
+    MAX_ITERS,
+    copy_as_interrupted,
+    losses,
+    run_tool,
+    scalars,
+    test,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
 def trained(experiment: Path) -> Path:
     """Work dir of the uninterrupted run."""
     work_dir = experiment.parent / "run"
-    run_tool(sys.executable, "tools/train.py", experiment, "--work-dir", work_dir)
+    train(experiment, work_dir)
     return work_dir
 
 
@@ -37,7 +47,10 @@ def results(experiment: Path, trained: Path) -> Path:
 
 def test_training_writes_checkpoints_and_validates(trained: Path) -> None:
     assert (trained / "last_checkpoint").read_text().endswith(f"iter_{MAX_ITERS}.pth")
-    assert {p.name for p in trained.glob("iter_*.pth")} == {"iter_3.pth", "iter_6.pth"}
+    assert {p.name for p in trained.glob("iter_*.pth")} == {
+        f"iter_{HALF}.pth",
+        f"iter_{MAX_ITERS}.pth",
+    }
     assert len(list(trained.glob("best_vessel_dice_*.pth"))) == 1
     validations = [row for row in scalars(trained) if "vessel/dice" in row]
     assert len(validations) == 2
@@ -47,10 +60,10 @@ def test_training_writes_checkpoints_and_validates(trained: Path) -> None:
 
 def test_resumed_run_is_the_uninterrupted_one(experiment: Path, trained: Path) -> None:
     resumed = experiment.parent / "resumed"
-    copy_as_interrupted(trained, resumed, 3)
+    copy_as_interrupted(trained, resumed, HALF)
     output = train(experiment, resumed, "--resume")
-    assert "Resuming after iteration 3" in output
-    expected = {step: row for step, row in losses(trained).items() if step > 3}
+    assert f"Resuming after iteration {HALF}" in output
+    expected = {step: row for step, row in losses(trained).items() if step > HALF}
     assert losses(resumed) == expected
     first, second = (
         torch.load(folder / f"iter_{MAX_ITERS}.pth", weights_only=True)

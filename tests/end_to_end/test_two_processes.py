@@ -11,10 +11,10 @@ from projects.sa2va.checkpoints import read_checkpoint
 
 from .conftest import (
     FRAMES,
+    HALF,
     MAX_ITERS,
     copy_as_interrupted,
     losses,
-    run_tool,
     scalars,
     test,
     train,
@@ -28,7 +28,7 @@ LAST = f"iter_{MAX_ITERS}.pth"
 def ddp(experiment: Path) -> Path:
     """Work dir of a run with plain DDP."""
     work_dir = experiment.parent / "ddp"
-    run_tool("bash", "tools/dist.sh", "train", experiment, 2, "--work-dir", work_dir)
+    train_two(experiment, work_dir)
     return work_dir
 
 
@@ -47,7 +47,7 @@ def test_one_process_equals_two_in_testing(experiment: Path, ddp: Path) -> None:
 
 def test_zero_2_trains_and_goes_on_under_zero_3_with_offload(experiment: Path, ddp: Path) -> None:
     work_dir = experiment.parent / "zero2"
-    train_two(experiment, work_dir, "deepspeed_zero2")
+    train_two(experiment, work_dir, "--deepspeed", "deepspeed_zero2")
     ours, plain = losses(work_dir), losses(ddp)
     assert ours.keys() == plain.keys() == set(range(1, MAX_ITERS + 1))
     for step, values in plain.items():
@@ -62,13 +62,13 @@ def test_zero_2_trains_and_goes_on_under_zero_3_with_offload(experiment: Path, d
     }
 
     resumed = experiment.parent / "zero3"
-    copy_as_interrupted(work_dir, resumed, 3)
-    log = train_two(experiment, resumed, "deepspeed_zero3_offload", "--resume")
+    copy_as_interrupted(work_dir, resumed, HALF)
+    log = train_two(experiment, resumed, "--deepspeed", "deepspeed_zero3_offload", "--resume")
     assert "Going on with other strategy (ZeRO-2 before, ZeRO-3 now)" in log
     for step, values in losses(resumed).items():
-        assert step > 3
+        assert step > HALF
         assert values == pytest.approx(ours[step], rel=1e-4), step
-    assert len(losses(resumed)) == MAX_ITERS - 3
+    assert len(losses(resumed)) == MAX_ITERS - HALF
     metrics = test(experiment, resumed / LAST, experiment.parent / "zero3_results")
     assert {row["part"] for row in metrics["weights"]["parts"]} >= {"LoRA", "SAM2 mask decoder"}
     assert metrics["counts"]["frames"] == FRAMES[2]
@@ -76,9 +76,9 @@ def test_zero_2_trains_and_goes_on_under_zero_3_with_offload(experiment: Path, d
 
 def test_ddp_goes_on_in_one_process_with_its_frames(experiment: Path, ddp: Path) -> None:
     alone = experiment.parent / "alone"
-    copy_as_interrupted(ddp, alone, 3)
+    copy_as_interrupted(ddp, alone, HALF)
     log = train(experiment, alone, "--resume", "--cfg-options", "train_dataloader.batch_size=4")
     assert "Going on with other processes (2 before, 1 now)" in log
     # The mask loss hardly depends on dropout in this short run, and on the frames it does.
     mask = {step: values[1] for step, values in losses(alone).items()}
-    assert mask == pytest.approx({s: v[1] for s, v in losses(ddp).items() if s > 3}, rel=1e-3)
+    assert mask == pytest.approx({s: v[1] for s, v in losses(ddp).items() if s > HALF}, rel=1e-3)

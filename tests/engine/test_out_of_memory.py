@@ -12,7 +12,7 @@ from projects.sa2va.config import load_config
 from projects.sa2va.engine import levers
 from projects.sa2va.engine.levers import Batch, Held, Situation, helpful
 from projects.sa2va.engine.memory import GIB, MemoryRecorder
-from projects.sa2va.engine.out_of_memory import explain_out_of_memory, held_by_part
+from projects.sa2va.engine.out_of_memory import _as_typed, explain_out_of_memory, held_by_part
 from projects.sa2va.engine.start import prepare_test
 from projects.sa2va.errors import MemoryFullError, exit_on_user_error
 from projects.sa2va.models import Sa2VAModel
@@ -180,6 +180,23 @@ def test_deepspeed_that_runs_is_not_proposed_again() -> None:
     assert not [text for text in overrides_of(s) if "quantization" in text]
 
 
+@pytest.mark.parametrize("kind", ["Sa2VAModel", "SegmentationBaseline"])
+def test_the_average_is_a_lever_where_there_is_one(kind: str) -> None:
+    hooks = {"custom_hooks": [{"type": "WeightEMAHook"}]}
+    without, averaged = situation(world_size=4), situation(world_size=4, overrides=hooks)
+    tested = situation("testing", overrides=hooks, parts={"LoRA": Held(GIB, 0, 0, 0)})
+    for s in (without, averaged, tested):
+        s.cfg.model.type = kind
+    lever = next(x for x in helpful(averaged) if "WeightEMAHook" in x.override)
+    assert lever.override == "remove WeightEMAHook from custom_hooks"
+    assert _as_typed(lever.override) == lever.override  # no --cfg-options
+    assert lever.saving == 4 * 164_000_000  # float32 of what PARTS train
+    for s in (without, tested):
+        assert not [text for text in overrides_of(s) if "WeightEMAHook" in text]
+    # DeepSpeed refuses the hook, so it is no way out beside it.
+    assert not [text for text in overrides_of(averaged) if "DEEPSPEED" in text]
+
+
 def test_prediction_has_levers_of_its_own() -> None:
     overrides = {"test_dataloader.batch_size": 4, "val_dataloader.batch_size": 2}
     tested = situation(stage="testing", overrides=overrides, batch=Batch(4, 300, 20))
@@ -217,6 +234,10 @@ def test_every_override_is_a_right_config(path: Path) -> None:
     for override in proposed:
         if override.startswith("DEEPSPEED="):
             assert (ROOT / f"configs/deepspeed/{override[10:]}.json").is_file()
+            continue
+        if override == "remove WeightEMAHook from custom_hooks":
+            hooks = [hook for hook in cfg.custom_hooks if hook["type"] != "WeightEMAHook"]
+            load_config(path, wasteful | {"custom_hooks": hooks})
             continue
         pairs = (pair.split("=", 1) for pair in override.split())
         load_config(path, wasteful | {key: _value(text) for key, text in pairs})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from PIL import Image
 from projects.sa2va.checkpoints.export import export_native, export_sa2va
 from projects.sa2va.errors import CheckpointError, ConfigError, SetupError
 from projects.sa2va.inference import Sa2VAInferencer
+from projects.sa2va.inference.build import build_model
 from projects.sa2va.inference.sources import best_checkpoint, find_model
+from projects.sa2va.placement import Placement, Precision
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,21 @@ def test_newest_of_a_run_without_best(trained, tmp_path):
     shutil.copy(trained / "run" / "iter_2.pth", tmp_path)
     (tmp_path / "last_checkpoint").write_text("/moved/from/elsewhere/iter_2.pth")
     assert find_model(tmp_path).path == str(tmp_path / "iter_2.pth")
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, "averaged"), ("raw", "raw")])
+def test_the_config_says_which_weights_predict(trained, best, asked, expected):
+    source = find_model(trained / "experiment.py", best, {"test_cfg.weights": asked})
+    averaged = {**source.checkpoint, "averaged": {}}  # would not load, were it taken
+    source = replace(source, checkpoint=averaged)
+    source.cfg.test_cfg.setdefault("merge_lora", False)
+    assert source.weights() == expected
+    one = Placement("cpu", devices=("cpu",))
+    if expected == "raw":
+        assert build_model(source, one, Precision())[1].weights == "raw"
+    else:
+        with pytest.raises(CheckpointError):
+            build_model(source, one, Precision())
 
 
 def test_config_with_its_checkpoint(trained, best):

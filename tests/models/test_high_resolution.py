@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from projects.sa2va.checkpoints.export import WholeWeights
+from projects.sa2va.checkpoints.whole_weights import WholeWeights
 from projects.sa2va.errors import ConfigError
 from projects.sa2va.models import Sa2VAModel
 from projects.sa2va.models.high_resolution import HighResolutionHead
@@ -52,6 +52,13 @@ def test_it_learns_and_all_of_it_gets_a_gradient(stride: int, context: int) -> N
     # A bias in front of an instance norm is taken out again by it.
     assert all(name.endswith("bias") for name in without), without
     assert set(own) <= {n.removeprefix("high_resolution.") for n in model.trained_state_dict()}
+
+
+def test_the_load_report_names_it() -> None:
+    rows = {row.part: row for row in build(high_resolution=dict(width=2)).load_report().rows}
+    head = rows["high-resolution head"]
+    assert head.source.startswith("random weights") and head.tensors > 10
+    assert "high-resolution head" not in {row.part for row in build().load_report().rows}
 
 
 def test_samples_without_objects_keep_it_in_the_backward_pass() -> None:
@@ -126,11 +133,15 @@ def test_the_single_mask_is_decoded_where_asked_for() -> None:
     assert three.iou.shape == (1, 3) and three.upscaled is None
 
 
+FPN = dict(grounding=dict(config=dict(vision_config=dict(fpn_top_down_levels=[0, 1, 2, 3]))))
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         (dict(high_resolution=dict(stride=2, width=2)), r"model\.high_resolution"),
         (dict(grounding=dict(multimask=False)), r"multimask=False"),
+        (FPN, r"fpn_top_down_levels"),
     ],
 )
 def test_what_published_code_does_not_know_is_not_exported_to_it(changes: dict, named: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from projects.sa2va.errors import ConfigError
-from projects.sa2va.models import Sa2VAModel, attention, checkpointing
+from projects.sa2va.models import Sa2VAModel, checkpointing
 
 from .conftest import (
     PHRASE,
@@ -312,62 +312,7 @@ def test_accumulation_weighs_frames_and_a_batch_weighs_phrases(processor) -> Non
     assert loss != pytest.approx(by_frame, rel=1e-5)
 
 
-# ------------------------------------------------------------------------------ attention, numbers
-
-
-def test_sdpa_and_eager_have_the_same_losses_and_gradients() -> None:
-    results = [
-        backward(randomise_trained(build(mllm=dict(attn_implementation=name))), batch)
-        for name in ("sdpa", "eager")
-        for batch in [train_batch(build().processor)]
-    ]
-    (losses, grads), (expected, others) = results
-    assert losses == pytest.approx(expected, rel=1e-5)
-    for name, grad in others.items():
-        torch.testing.assert_close(grads[name], grad, atol=1e-5, rtol=1e-3, msg=name)
-
-
-CARD = dict(cuda=True, capability=(8, 0), installed=True)
-
-
-@pytest.mark.parametrize(
-    ("machine", "dtype", "chosen"),
-    [
-        (CARD, torch.bfloat16, "flash_attention_2"),
-        (CARD, torch.float16, "flash_attention_2"),
-        (CARD, torch.float32, "sdpa"),
-        ({**CARD, "installed": False}, torch.bfloat16, "sdpa"),
-        ({**CARD, "capability": (7, 5)}, torch.bfloat16, "sdpa"),
-        ({**CARD, "cuda": False}, torch.bfloat16, "sdpa"),
-    ],
-)
-def test_flash_attention_is_taken_where_it_can_run(
-    monkeypatch: pytest.MonkeyPatch, machine: dict, dtype: torch.dtype, chosen: str
-) -> None:
-    """The choice only: flash-attn needs a card, and was not run."""
-    cuda = attention.torch.cuda
-    monkeypatch.setattr(cuda, "is_available", lambda: machine["cuda"])
-    monkeypatch.setattr(cuda, "get_device_capability", lambda: machine["capability"])
-    monkeypatch.setattr(
-        "transformers.utils.is_flash_attn_2_available", lambda: machine["installed"]
-    )
-    said: list[str] = []
-    monkeypatch.setattr(attention, "print_log", lambda text, **_: said.append(text))
-    assert attention.choose_attention("auto", dtype) == chosen
-    assert [f": {chosen}" in line for line in said] == [True] * machine["cuda"]
-    assert attention.choose_attention("sdpa", dtype) == "sdpa"
-    assert attention.choose_attention("eager", dtype) == "eager"
-    if chosen == "sdpa":
-        with pytest.raises(ConfigError, match="'flash_attention_2' and ") as caught:
-            attention.choose_attention("flash_attention_2", dtype)
-        assert "pip install flash-attn" in caught.value.fix
-    else:
-        assert attention.choose_attention("flash_attention_2", dtype) == chosen
-
-
-def test_unknown_attention() -> None:
-    with pytest.raises(ConfigError, match=r"attn_implementation='spda' \(did you mean 'sdpa'"):
-        build(mllm=dict(attn_implementation="spda"))
+# --------------------------------------------------------------------------------------- numbers
 
 
 def test_bfloat16_frozen_weights_deviate_by_less_than_one_percent() -> None:

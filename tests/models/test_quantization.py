@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from projects.sa2va import versions
-from projects.sa2va.checkpoints.export import WholeWeights
+from projects.sa2va.checkpoints.whole_weights import WholeWeights
 from projects.sa2va.errors import ConfigError, SetupError
 from projects.sa2va.models import Sa2VAModel, parameter_table
 

@@ -88,6 +88,13 @@ def test_what_is_no_list_is_one_phrase(question, phrases):
     assert TEMPLATES.phrases_of(question) == phrases
 
 
+def test_a_comma_before_the_and_is_no_part_of_a_phrase():
+    question = "Please segment the a, the b, and the c in this image."
+    assert TEMPLATES.phrases_of(question) == ["a", "b", "c"]
+    question = "Please segment the a, and the c in this image."
+    assert TEMPLATES.phrases_of(question) == ["a", "c"]
+
+
 def test_a_phrase_that_is_asked_for_twice_is_there_twice():
     question = "Please segment the a, the b and the a in this image."
     assert TEMPLATES.phrases_of(question) == ["a", "b", "a"]
@@ -102,6 +109,7 @@ def test_phrases_that_cannot_be_asked_together(phrases):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
+        ("answer", "The {phrase} is [SEG].", "and without {phrase}"),
         ("absent_answer", "No [SEG].", r"without \[SEG\]"),
         ("absent_answer", "", r"without \[SEG\]"),
         ("absent_answer", "no {phrase}, no {phrase}", "at most once"),

@@ -15,7 +15,9 @@ from projects.sa2va.errors import ConfigError
 from projects.sa2va.evaluation import compare
 from projects.sa2va.evaluation.bootstrap import draw_weights
 from projects.sa2va.evaluation.compare import Run, compare_runs
+from projects.sa2va.evaluation.metrics import choose_metrics
 from projects.sa2va.sweeps.spec import PHRASE_METRICS
+from projects.sa2va.sweeps.steps import Job
 from projects.sa2va.sweeps.table import Finished, Line, compute
 from tests.evaluation.test_phrases import SEGMENTS, scored
 
@@ -49,6 +51,18 @@ def test_means_and_differences_are_those_of_the_runs(runs: list[Run]) -> None:
     single = lines({"base": runs[:1], "other": runs[2:]}, METRICS[1])["other", METRICS[1]]
     pair = compare_runs([runs[0], runs[2]], [METRICS[1]], resamples=100).differences[0]
     assert single.gap.value == pytest.approx(pair.difference)
+
+
+def test_the_test_of_a_run_is_asked_for_metrics_that_it_knows() -> None:
+    """Means over phrases follow from Dice; tools/test.py has no metric of that name."""
+    for metrics, expected in ((METRICS, ["fast"]), ((*METRICS, "dice"), ["dice"])):
+        spec = SimpleNamespace(
+            metrics=metrics, tune=None, test_split="test", checkpoint="last", bootstrap=200
+        )
+        command = Job("row", 0, Path("folder"), spec, 4, "best_").command("test")
+        asked = command[command.index("--metrics") + 1 :]
+        assert asked == expected
+        choose_metrics(asked[0] if asked == ["fast"] else asked)
 
 
 @st.composite

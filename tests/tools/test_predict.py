@@ -9,7 +9,7 @@ import pytest
 
 from projects.sa2va import inference
 
-from .conftest import Ended, load_tool, run_process
+from .conftest import Ended, load_tool, run_forked
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_one_bad_file_among_good_ones(experiment, tmp_path):
     good = sorted(path.stem for path in frames.iterdir())
     (frames / "bad.png").write_bytes(b"x")
     config = ["--config", experiment, "--checkpoint", "none"]
-    done = run_process("predict", "frames/", *config, "--outputs", "mask", "csv", cwd=tmp_path)
+    done = run_forked("predict", "frames/", *config, "--outputs", "mask", "csv", cwd=tmp_path)
     assert done.code == 1, done.err
     assert f"{len(good)} images predicted" in done.out and "bad.png: " in done.out
     out = tmp_path / "predictions" / "frames"

@@ -1,5 +1,5 @@
 # AdamW for the small model from random weights, and the average of its weights: 1500 iterations.
-# The language model has little to learn here; convolutions take larger steps than transformers.
+# The MLLM has little to learn here; convolutions take larger steps than transformers.
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="PartwiseConstructor",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from projects.sa2va.models.pretrained import PROJECTOR_FOLDER, SAM2_FOLDER
 from projects.sa2va.models.trained import our_names, trained_parameters
 from projects.sa2va.weights import TensorFiles
 from projects.sa2va.weights.key_map import KeyMap
-from projects.sa2va.weights.parts import HEAD
 from projects.sa2va.weights.published_configs import released_config, without_defaults
 from projects.sa2va.weights.tables import (
     INTERNVL_NATIVE,
@@ -36,7 +35,8 @@ from projects.sa2va.weights.tables import (
     SAM2_NATIVE,
 )
 
-from .foreign import PROVENANCE_FILE, TRAINED_FOLDER, is_tied
+from .foreign import PROVENANCE_FILE, TRAINED_FOLDER
+from .whole_weights import ADAPTER, WholeWeights
 
 # The published code that loads the released format; it builds SAM2-L whatever the weights are.
 CODE_REPO = "ByteDance/Sa2VA-InternVL3-8B"
@@ -46,75 +46,6 @@ _CODE = {
     "AutoModelForCausalLM": "modeling_sa2va_chat.Sa2VAChatModel",
 }
 _SHARD = "5GB"
-_ADAPTER = (".lora_A.weight", ".lora_B.weight", ".token_rows")  # what peft adds to a model
-
-
-class WholeWeights(Mapping[str, Tensor]):
-    """All weights of a model under our names (``weights/tables.py``), computed when asked for.
-
-    Args:
-        model: the joint model.
-        merge: whether LoRA and token rows are put into the weights. Without it they are left out,
-            and the weights are those that LoRA stands on.
-        dtype: dtype of the tensors; None leaves each in its own.
-    """
-
-    def __init__(self, model: Sa2VAModel, merge: bool, dtype: torch.dtype | None) -> None:
-        if model.mllm.quantization is not None:
-            raise ConfigError(
-                found=f"a model whose base is in 4 bits ({model.mllm.quantization})",
-                expected="the base in its own precision: 4-bit weights are no published format",
-                fix="add --config CONFIG --cfg-options model.mllm.quantization=None",
-            )
-        _check_published(model)
-        self._model, self._merge, self._dtype = model, merge, dtype
-        self._names = our_names(model)
-        self._own = {o: n for o, n in self._names.items() if not o.endswith(_ADAPTER)}
-        if is_tied(model):
-            del self._own[f"{HEAD}.weight"]
-        self._state = model.state_dict(keep_vars=True)
-        self._unused = model.grounding.unused
-
-    def __getitem__(self, ours: str) -> Tensor:
-        if ours in self._unused:
-            return self._cast(self._unused[ours])
-        name = self._own[ours]
-        tensor = self._state[name].detach()
-        if self._merge:
-            tensor = self._merged(ours, name, tensor)
-        return self._cast(tensor).cpu().contiguous()
-
-    def _merged(self, ours: str, name: str, tensor: Tensor) -> Tensor:
-        layer, _, last = name.rpartition(".base_layer.")
-        if last != "weight":
-            return tensor
-        module = self._model.get_submodule(layer)
-        if hasattr(module, "get_delta_weight"):
-            return tensor.float() + module.get_delta_weight("default").detach().float()
-        rows = ours.removesuffix(".weight") + ".token_rows"
-        own = self._names.get(rows)
-        if own is None:
-            return tensor
-        table = tensor.clone()
-        ids = self._model.processor.added_token_ids
-        table[ids] = self._state[own].detach().to(table.dtype)
-        return table
-
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._dtype) if self._dtype and tensor.is_floating_point() else tensor
-
-    def meta(self, ours: str) -> Tensor:
-        """An empty tensor of the same shape and dtype."""
-        tensor = self._unused[ours] if ours in self._unused else self._state[self._own[ours]]
-        dtype = self._dtype if self._dtype and tensor.is_floating_point() else tensor.dtype
-        return torch.empty(tensor.shape, dtype=dtype, device="meta")
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._own
-        yield from self._unused
-
-    def __len__(self) -> int:
-        return len(self._own) + len(self._unused)
 
 
 def export_notes(model: Sa2VAModel, dtype: torch.dtype | None, lora: str) -> list[str]:
@@ -227,21 +158,6 @@ def export_adapter(model: Sa2VAModel, out: Path, provenance: dict) -> None:
     _make_folder(out, lambda folder: _fill_adapter(model, folder, provenance), provenance)
 
 
-def _check_published(model: Sa2VAModel) -> None:
-    """Raises ConfigError for a model whose masks the published code would draw otherwise."""
-    ours = {
-        "model.high_resolution": model.high_resolution is not None,
-        "model.grounding.multimask=False": not getattr(model.grounding, "multimask", True),
-    }
-    found = [name for name, is_set in ours.items() if is_set]
-    if found:
-        raise ConfigError(
-            found=f"a model with {listing(found)}, which the published code does not know",
-            expected="SAM2's own masks, for a whole model that predicts elsewhere as it does here",
-            fix="use --to trainable: --checkpoint and load_from of this project read it",
-        )
-
-
 def _check_has_adapter(model: Sa2VAModel) -> None:
     if not hasattr(model.mllm.model, "peft_config"):
         raise ConfigError(
@@ -270,7 +186,7 @@ def _fill_adapter(
         is_trained = id(own[name]) in trained
         if not is_trained and name not in model.changed_frozen:
             continue
-        if not ours.endswith(_ADAPTER):
+        if not ours.endswith(ADAPTER):
             tensor = own[name].detach().cpu().contiguous()
             beside[ours] = tensor if is_trained else tensor.to(frozen_dtype or tensor.dtype)
     (folder / TRAINED_FOLDER).mkdir()

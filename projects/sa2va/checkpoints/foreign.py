@@ -110,7 +110,7 @@ def load_foreign(
             fix="give an earlier checkpoint",
         )
     names = our_names(model)
-    notes = _check_lora(model, tensors, checkpoint["meta"], path)
+    notes = check_alpha(model, tensors, checkpoint["meta"], path)
     unused = {name: tensors.pop(name) for name in list(tensors) if part_of(name) == MEMORY}
     found = dict(tensors)
     trained = trained_parameters(model)
@@ -163,10 +163,23 @@ def _advice(tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def _check_lora(
+def check_alpha(
     model: Sa2VAModel, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | Path
 ) -> list[str]:
-    """Compares LoRA's scale with what the file says, which may be nothing."""
+    """Compares LoRA's alpha with what the file of another program says, which may be nothing.
+
+    Args:
+        model: with LoRA or without it.
+        tensors: of the file, under our names.
+        meta: of the file: ``lora_alpha``, or a ``cfg`` that names it.
+        path: of the file, for messages.
+
+    Returns:
+        A note where the file does not say it.
+
+    Raises:
+        CheckpointError: the file says another one.
+    """
     peft = getattr(model.mllm.model, "peft_config", {}).get("default")
     rank = _lora_rank(tensors)
     if rank is None or peft is None or not hasattr(peft, "lora_alpha"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from projects.sa2va.errors import CheckpointError, ConfigError, listing, suggest
 from projects.sa2va.models import SegmentationModel
@@ -20,14 +21,22 @@ from projects.sa2va.weights.parts import PARTS, by_part
 from projects.sa2va.weights.report import LoadReport, tensor_rows
 from projects.sa2va.weights.tables import OUR_TRAINING
 
+from .foreign import check_alpha
 from .store import choose_weights, read_checkpoint, sha256_of
+from .stored_config import read_stored_config
 
 ALL = "all"
-# What trains beside frozen weights means nothing over others.
+# What trains over frozen weights, beside them or between them means nothing over others.
 _OVER = {
     "LoRA": ("MLLM language model",),
     "token rows": ("MLLM embeddings", "MLLM head"),
+    "MLLM projector": ("MLLM vision encoder", "MLLM language model"),
+    "[SEG] projector": ("MLLM language model", "SAM2 mask decoder"),
+    "SAM2 mask decoder": ("SAM2 image encoder", "SAM2 prompt encoder"),
+    "high-resolution head": ("SAM2 image encoder", "SAM2 mask decoder"),
 }
+# Settings of peft's LoraConfig that scale the product of A and B, and that no tensor shows.
+_SCALE = ("lora_alpha", "use_rslora", "alpha_pattern")
 
 
 @dataclass(frozen=True)
@@ -120,8 +129,8 @@ def load_parts(
 
     Raises:
         CheckpointError: a part that does not train here, or tensors of a part that are missing,
-            left over or of another shape; or frozen weights or added tokens under it that are
-            others. Nothing is loaded then.
+            left over or of another shape; frozen weights or added tokens under it that are
+            others; or another scale of LoRA. Nothing is loaded then.
     """
     state, which = choose_weights(checkpoint, init.checkpoint)
     source = {ours: state[name] for ours, name in _ours(state).items()}
@@ -130,7 +139,7 @@ def load_parts(
     theirs, own = by_part(source), by_part(target)
     parts = list(own) if init.parts == ALL else list(init.parts)
     _check_trained(parts, own, init)
-    _check_below(model, parts, checkpoint["meta"], init)
+    _check_below(model, parts, own, checkpoint["meta"], init)
     names = [name for part in parts for name in own[part]]
     given = [name for part in parts for name in theirs.get(part, [])]
     problems = {
@@ -151,6 +160,7 @@ def load_parts(
             fix="give the model the sizes of that run (its config is in the checkpoint: "
             "tools/print_config.py shows this one's), or take the part out of init_from.parts",
         )
+    unsaid = _check_scale(model, source, checkpoint["meta"], init) if "LoRA" in parts else []
     with torch.no_grad():
         for name in names:
             target[name].copy_(source[name])
@@ -170,6 +180,7 @@ def load_parts(
         f"weights, sha256 {kept['sha256'][:16]})"
         for part in parts
     ]
+    report.notes += unsaid
     rest = [part for part in theirs if part not in parts]
     if rest:
         report.notes.append(f"not taken from {init.checkpoint}: {listing(rest, 20)}")
@@ -194,23 +205,59 @@ def _check_trained(parts: list[str], own: Mapping[str, Any], init: InitFrom) -> 
 
 
 def _check_below(
-    model: SegmentationModel, parts: list[str], meta: Mapping[str, Any], init: InitFrom
+    model: SegmentationModel,
+    parts: list[str],
+    own: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    init: InitFrom,
 ) -> None:
-    """What trains beside frozen weights, or for tokens of some id, needs the same ones."""
+    """What trains over frozen weights, or for tokens of some id, needs the same ones.
+
+    Weights that train here too are not compared: whatever they start from, they adapt.
+    """
     stored = meta.get("base_fingerprint", {})
-    other = [
-        below
-        for part in parts
-        for below in _OVER.get(part, ())
-        if below in model.base_fingerprint and stored.get(below) != model.base_fingerprint[below]
-    ]
-    if "token rows" in parts and meta.get("added_tokens") != model.added_tokens():
-        other.append("added tokens")
+    frozen = {part: value for part, value in model.base_fingerprint.items() if part not in own}
+    other: dict[str, list[str]] = {}
+    for part in parts:
+        below = [b for b in _OVER.get(part, ()) if b in frozen and stored.get(b) != frozen[b]]
+        if part == "token rows" and meta.get("added_tokens") != model.added_tokens():
+            below.append("added tokens")
+        if below:
+            other[part] = below
     if other:
+        different = list(dict.fromkeys(b for below in other.values() for b in below))
+        trained = [b for b in different if b in frozen and b not in stored]
         raise CheckpointError(
             found=f"init_from: {init.checkpoint} was trained over other frozen weights or tokens "
-            f"than this model has: {listing(other)}",
-            expected="the base under LoRA and token rows: without it they mean nothing",
-            fix="set model.mllm.pretrained (or the seed of random weights) and processor.tokenizer "
-            "as in that run, or take LoRA and token rows out of init_from.parts",
+            f"than this model has: {listing(different, 20)}",
+            expected=f"the base under {listing(other, 20)}: without it they mean nothing",
+            fix="set model.mllm.pretrained and model.grounding.pretrained (or the seeds of random "
+            "weights) and processor.tokenizer as in that run (its config is in the checkpoint), "
+            + (f"let {listing(trained)} train here too, as there, " if trained else "")
+            + f"or take {listing(other, 20)} out of init_from.parts",
         )
+
+
+def _check_scale(
+    model: SegmentationModel, source: Mapping[str, Tensor], meta: Mapping[str, Any], init: InitFrom
+) -> list[str]:
+    """LoRA means nothing under another scale; a note where the checkpoint does not say its own."""
+    if "converted" in meta:  # the config in it may be another program's
+        return check_alpha(model, source, meta, init.checkpoint)
+    from peft import LoraConfig
+
+    own = model.mllm.model.peft_config["default"]
+    stored = LoraConfig(**read_stored_config(meta["cfg"], init.checkpoint).model.mllm.lora)
+    other = [key for key in _SCALE if getattr(stored, key) != getattr(own, key)]
+    if other:
+        theirs, ours = (
+            ", ".join(f"{key}={getattr(lora, key)!r}" for key in other) for lora in (stored, own)
+        )
+        keys = " and ".join(f"model.mllm.lora.{key}={getattr(stored, key)!r}" for key in other)
+        raise CheckpointError(
+            found=f"init_from: LoRA of {init.checkpoint} was trained with {theirs}, the config "
+            f"has {ours}",
+            expected="the same scale: LoRA's weights mean nothing without it",
+            fix=f"set {keys}, or take LoRA out of init_from.parts",
+        )
+    return []

@@ -1,4 +1,4 @@
-# The small model on coronary segments by name, on one card; it starts from the vessels.
+# The small model on coronary segments by name, on one card; to start from the vessels:
 #   export ARCADE_ROOT=<folder with train, val, test>
 #   python tools/train.py projects/sa2va/configs/sa2va_arcade_segments_small.py --cfg-options \
 #       init_from.parts=all init_from.checkpoint=work_dirs/sa2va_arcade_small/iter_1500.pth

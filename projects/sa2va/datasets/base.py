@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError, listing
 from ..processing.processor import Sa2VAProcessor
+from .arguments import at_least_1, chosen_indices, is_whole, spacing_mm
 from .augment import build_augment
 from .image_io import check_intensity, read_image
 from .patients import PatientIds, pseudonym, stem_names
@@ -89,10 +90,10 @@ class VesselDataset(Dataset, ABC):
         self.test_mode = test_mode
         self.intensity = check_intensity(intensity)
         self.skeletons = skeletons
-        self.max_phrases_per_sample = _at_least_1("max_phrases_per_sample", max_phrases_per_sample)
-        _at_least_1("limit", limit)
-        self.spacing = _spacing(spacing)
-        if not _is_whole(seed) or seed < 0:
+        self.max_phrases_per_sample = at_least_1("max_phrases_per_sample", max_phrases_per_sample)
+        at_least_1("limit", limit)
+        self.spacing = spacing_mm(spacing)
+        if not is_whole(seed) or seed < 0:
             raise ConfigError(f"seed={seed!r}", "an integer of 0 or more", "set `seed` to one")
         self.seed = seed
         self.augment = build_augment(augment)
@@ -123,7 +124,7 @@ class VesselDataset(Dataset, ABC):
         frames = ids.frame_names(names, raw_ids) if ids else stem_names(names)
 
         self._frames_of_split = len(records)
-        chosen = _chosen(len(records), indices, limit)
+        chosen = chosen_indices(len(records), indices, limit)
         if not chosen:
             raise _zero_frames(self.image_root)
         self.records = [records[i] for i in chosen]
@@ -373,45 +374,3 @@ def _zero_frames(folder: Path) -> DataError:
         "at least one frame with its annotation",
         "check `data_root`, the other paths and `indices` of this data set in the config",
     )
-
-
-def _chosen(count: int, indices: Sequence[int] | None, limit: int | None) -> list[int]:
-    """Indices of the records that are kept."""
-    if indices is None:
-        return list(range(count))[:limit]
-    wrong = [i for i in indices if not _is_whole(i) or not 0 <= i < count]
-    if wrong or len(set(indices)) != len(indices):
-        raise ConfigError(
-            f"indices outside the data set: {listing(wrong)}" if wrong else "indices that repeat",
-            f"different numbers from 0 to {count - 1}",
-            "correct `indices` of the data set",
-        )
-    return list(indices)[:limit]
-
-
-def _is_whole(value: Any) -> bool:
-    """True for an int; True and False are ints to Python, but a mistake here."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _spacing(value: Any) -> tuple[float, float] | None:
-    """(rows, columns) in mm."""
-    if value is None:
-        return None
-    pair = list(value) if isinstance(value, (list, tuple)) else [value, value]
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in pair)
-    if not numbers or len(pair) != 2 or not all(0 < v < float("inf") for v in pair):
-        raise ConfigError(
-            f"spacing={value!r}",
-            "mm from one pixel to the next: a number above 0, or two (rows, columns), or None",
-            "correct `spacing`",
-        )
-    return float(pair[0]), float(pair[1])
-
-
-def _at_least_1(name: str, value: Any) -> int | None:
-    if value is not None and (not _is_whole(value) or value < 1):
-        raise ConfigError(
-            f"{name}={value!r}", "an integer of 1 or more, or None", f"correct `{name}`"
-        )
-    return value

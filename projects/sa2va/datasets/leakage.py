@@ -31,6 +31,7 @@ from .near_duplicates import (
 )
 from .records import Findings
 
+_NO_PATIENT = ""  # in place of a key's check: frames without patients
 _PIXEL_DIGITS = 16  # 64 bits: among 50,000 frames a chance collision has probability 1e-10
 _FORM = "a record written by tools/train.py"
 _ONE_SPLIT = "every picture, also saved again or changed a little, in one split only"
@@ -143,27 +144,24 @@ def training_record(
 
     Returns:
         ``pixels`` and ``perceptual``: 16 and 64 hexadecimal digits a frame, one text each (80
-        bytes a frame); ``patients``: their pseudonyms; ``pseudonym_check``: a value that is equal
-        where pseudonyms were made with the same key. Sorted, so that it says nothing of the order.
+        bytes a frame); ``patients``: their pseudonyms, by a value that is equal where pseudonyms
+        were made with the same key; an empty list under "" stands for frames without patients.
+        Sorted, so that it says nothing of the order.
     """
-    files, rows, patients, check = dataset.on_disk(), set(), set(), None
+    files, rows = dataset.on_disk(), set()
+    patients = {} if earlier is None else _patients_of(earlier)
     if files is not None:
         pixels = [text[:_PIXEL_DIGITS] for text in image_hashes(files, "pixels")]
         rows = set(zip(pixels, image_hashes(files, "perceptual"), strict=True))
-        patients = {name for name in files.patients if name is not None}
-        check = files.pseudonym_check
+        own = {name for name in files.patients if name is not None}
+        patients.setdefault(files.pseudonym_check or _NO_PATIENT, set()).update(own)
     if earlier is not None:
         rows |= set(zip(*_hashes_of(earlier), strict=True))
-        if files is None:  # frames that were drawn have no patients, so nothing is mixed up
-            check = earlier["pseudonym_check"]
-        if earlier["pseudonym_check"] == check:
-            patients |= set(earlier["patients"])
     ordered = sorted(rows)
     return {
         "pixels": "".join(row[0] for row in ordered),
         "perceptual": "".join(row[1] for row in ordered),
-        "patients": sorted(patients),
-        "pseudonym_check": check,
+        "patients": {check: sorted(names) for check, names in sorted(patients.items())},
     }
 
 
@@ -231,18 +229,31 @@ def check_unseen(
 def _check_patients(
     split: str, dataset: VesselDataset, record: Mapping[str, Any], findings: Findings
 ) -> list[str]:
-    if dataset.pseudonym_check != record["pseudonym_check"]:
-        ids = "pseudonyms of another key" if record["pseudonym_check"] else "no patient ids"
-        ids = "patient ids, which the config lacks" if dataset.pseudonym_check is None else ids
-        return [f"{split}: the training run has {ids}: patients were not compared with it"]
-    shared = sorted({p for p in dataset.patients if p is not None} & set(record["patients"]))
+    """Adds shared patients; returns warnings on those that cannot be compared."""
+    known, check = _patients_of(record), dataset.pseudonym_check or _NO_PATIENT
+    shared = sorted({p for p in dataset.patients if p is not None} & known.get(check, set()))
     if shared:
         findings.add(
             f"{len(shared)} patients of {split} that it was trained on: {listing(shared)}",
             "patients that the weights have never seen",
             "split by patient (tools/make_splits.py), and train again",
         )
-    return []
+    whose = "some frames of the training run have" if check in known else "the training run has"
+    if check == _NO_PATIENT:
+        others = ["patient ids, which the config lacks"] if known.keys() - {check} else []
+    else:
+        kinds = {"no patient ids": _NO_PATIENT in known}
+        kinds["pseudonyms of another key"] = bool(known.keys() - {check, _NO_PATIENT})
+        others = [kind for kind, is_there in kinds.items() if is_there]
+    return [f"{split}: {whose} {ids}: patients were not compared with it" for ids in others]
+
+
+def _patients_of(record: Mapping[str, Any]) -> dict[str, set[str]]:
+    """The pseudonyms of a record, by the check of their key."""
+    patients = record["patients"]
+    if isinstance(patients, list):  # a record of one key, as it was written at first
+        patients = {record["pseudonym_check"] or _NO_PATIENT: patients}
+    return {check: set(names) for check, names in patients.items()}
 
 
 def _hashes_of(record: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -11,8 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .ema import ema_settings
+
+REMOVE = "remove "
+"""Begins what is done in the config: a hook of a list is no key of ``--cfg-options``."""
 _SMALL_IMAGE, _SMALL_RANK = 512, 16
 _NF4 = 0.28  # bytes of a 4-bit weight with its constants, by those of a bfloat16 one
+_AVERAGE = 4  # bytes of a trained value in it
 _MIN_SAVING = 2**20
 _OF_DATA = ("processor.", "train_dataloader.", "val_dataloader.", "test_dataloader.")
 _QWEN2_7B = (28, 3584, 18944)
@@ -42,7 +47,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Lever:
-    """An override and the bytes that it saves."""
+    """An override (or what to :data:`REMOVE` from the config) and the bytes that it saves."""
 
     override: str
     saving: float
@@ -101,7 +106,7 @@ def helpful(situation: Situation) -> list[Lever]:
     levers = [*_weights(situation), *_activations(situation), *_prediction(situation)]
     if situation.get("model.type", "Sa2VAModel") != "Sa2VAModel":
         # A baseline has none of the parts; its batches and images are the data's affair.
-        levers = [lever for lever in levers if lever.override.startswith(_OF_DATA)]
+        levers = [lever for lever in levers if lever.override.startswith((*_OF_DATA, REMOVE))]
     worth = [lever for lever in levers if lever.saving >= _MIN_SAVING]
     return sorted(worth, key=lambda lever: -lever.saving)
 
@@ -129,7 +134,10 @@ def _weights(s: Situation) -> Iterator[Lever]:
         yield Lever(
             "model.grounding.train_mask_decoder=False", decoder.gradients + decoder.optimiser
         )
-    yield from _deepspeed(s, quantized)
+    if ema_settings(s.cfg) is None:
+        yield from _deepspeed(s, quantized)
+    else:  # which DeepSpeed refuses
+        yield Lever(f"{REMOVE}WeightEMAHook from custom_hooks", _AVERAGE * s.total("trained"))
 
 
 def _deepspeed(s: Situation, quantized: bool) -> Iterator[Lever]:

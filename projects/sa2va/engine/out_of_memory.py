@@ -17,7 +17,7 @@ from projects.sa2va.models import part_of
 from projects.sa2va.models.parameters import PARTS
 
 from .bare import bare_model
-from .levers import Batch, Held, Situation, helpful
+from .levers import REMOVE, Batch, Held, Situation, helpful
 from .memory import GIB, MemoryHook, memory_hook
 
 _ADAMW_STATES = 2  # moments, float32, of each trained value
@@ -79,6 +79,8 @@ def explained(runner: Any, error: torch.OutOfMemoryError) -> MemoryFullError:
 def _as_typed(override: str) -> str:
     if override.startswith("DEEPSPEED="):
         return f"{override} bash tools/dist.sh train ..."
+    if override.startswith(REMOVE):
+        return override
     return f"--cfg-options {override}"
 
 

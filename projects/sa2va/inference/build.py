@@ -29,7 +29,7 @@ def build_model(
     if source.checkpoint is None:
         report = model.load_report()
     else:
-        report = load_trained(model, source.checkpoint, source.path)
+        report = load_trained(model, source.checkpoint, source.path, source.weights())
     merge_lora = source.cfg.test_cfg.merge_lora
     prepare_for_prediction(model, merge_lora=merge_lora, precision=precision, placement=placement)
     return model, report

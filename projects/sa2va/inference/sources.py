@@ -52,7 +52,7 @@ class ModelSource:
         """Which weights of the checkpoint predict, ``averaged`` or ``raw``."""
         if self.checkpoint is None:
             return RAW
-        return choose_weights(self.checkpoint, str(self.path))[1]
+        return choose_weights(self.checkpoint, str(self.path), self.cfg.test_cfg.get("weights"))[1]
 
     def model_sha256(self) -> str:
         """Of what the config says about the model, ``--cfg-options`` among it.

@@ -2,9 +2,10 @@
 
 from .answering import is_sharded
 from .grounding import GroundingAdapter, ImageFeatures, Sam2Adapter
+from .internvl import InternVLAdapter
 from .losses import MaskLoss
 from .masked_image import MaskedImageModel
-from .mllm import InternVLAdapter, MLLMAdapter
+from .mllm import MLLMAdapter
 from .outputs import Prediction
 from .parameters import fingerprint, parameter_table, part_of
 from .sa2va import Sa2VAModel

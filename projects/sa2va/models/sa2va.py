@@ -19,7 +19,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from projects.sa2va.errors import ConfigError, DataError, listing
-from projects.sa2va.weights.report import LoadReport
+from projects.sa2va.weights.report import LoadReport, PartRow
 
 from .answering import ANSWER_MODES, AnsweringModel
 from .building import random_rows
@@ -44,8 +44,9 @@ class Sa2VAModel(AnsweringModel):
         pretrained: hub id or local folder of a whole Sa2VA (released, or exported by
             tools/convert.py): MLLM, SAM2 and [SEG] projector. None takes each from its own key,
             and draws the projector from ``seed``.
-        high_resolution: keyword arguments of :class:`HighResolutionHead` (``stride``, ``width``),
-            which corrects SAM2's masks at the input's resolution; None: SAM2's masks as they are.
+        high_resolution: keyword arguments of :class:`HighResolutionHead` (``stride``, ``width``,
+            ``context``), which corrects SAM2's masks at the input's resolution; None: SAM2's masks
+            as they are.
         mask_loss: config of the mask loss; ``processor.reference_numerics`` sets its weighing.
         language_loss_weight: weight of the cross-entropy over labelled tokens.
         answer_mode: ``forced`` predicts with one pass over question + answer template;
@@ -123,6 +124,9 @@ class Sa2VAModel(AnsweringModel):
         else:
             self.projector_rows = whole.load_projector(self.seg_projector)
         self.high_resolution = build_head(high_resolution, self.grounding.embedding_size, seed)
+        self.head_rows: list[PartRow] = []
+        if self.high_resolution is not None:
+            self.head_rows = random_rows("high_resolution.", self.high_resolution, seed)
         self.base_fingerprint = fingerprint(frozen_tensors(self))
 
     def loss(
@@ -250,7 +254,8 @@ class Sa2VAModel(AnsweringModel):
         return {**parts, "llm": llm, "sam2": sam2}
 
     def load_report(self) -> LoadReport:
-        return LoadReport([*self.mllm.rows, *self.grounding.rows, *self.projector_rows])
+        parts = self.mllm.rows, self.grounding.rows, self.projector_rows, self.head_rows
+        return LoadReport([row for rows in parts for row in rows])
 
     def added_tokens(self) -> dict[str, int]:
         ids = self.processor.added_token_ids

@@ -11,7 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from mmengine.config import Config
 
 from projects.sa2va.errors import ConfigError, SetupError, suggest
-from projects.sa2va.models import grounding, mllm
+from projects.sa2va.models import grounding, internvl
 from projects.sa2va.weights.layouts import open_source
 from projects.sa2va.weights.published_configs import sam2_config
 from projects.sa2va.weights.tensor_files import has_tensors
@@ -53,7 +53,7 @@ def internvl_sizes(pretrained: str, key: str = "model.mllm.pretrained") -> dict[
     """
     folder = local_folder(pretrained)
     if folder is not None:
-        return mllm.part_kind().read_config(open_source(folder), None)
+        return internvl.part_kind().read_config(open_source(folder), None)
     size = _known(pretrained, {**INTERNVL_IDS, **WHOLE_IDS}, key)
     sizes: dict[str, Any] = Config.fromfile(_LARGE).model.mllm.config.to_dict()
     own = dict(_TEXT[size])

@@ -46,10 +46,11 @@ class AnswerTemplates:
                 expected="a text with {phrase} in it, once",
                 fix="set processor.question='Please segment the {phrase} in this image.'",
             )
-        if not isinstance(self.answer, str) or self.answer.count(SEG) != 1:
+        if not isinstance(self.answer, str) or self.answer.count(SEG) != 1 or _PLACE in self.answer:
             raise ConfigError(
                 found=f"processor.answer = {self.answer!r}",
-                expected=f"a text with exactly one {SEG}: one answer is one mask",
+                expected=f"a text with exactly one {SEG}: one answer is one mask; and without "
+                "{phrase}: questions of your own words have none",
                 fix=f"set processor.answer='Sure, {SEG}.'",
             )
         text = self.absent_answer
@@ -137,6 +138,8 @@ class AnswerTemplates:
         first, found, final = text.rpartition(last)
         parts = [*first.split(comma), final] if found else [text]
         phrases = [part.strip() for part in parts]
+        if found:  # "the A, the B, and the C"
+            phrases = [phrase.removesuffix(",").rstrip() for phrase in phrases]
         # With an empty part it is no list: the text is one phrase.
         return phrases if all(phrases) else [text.strip()]
 

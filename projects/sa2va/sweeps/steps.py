@@ -30,7 +30,7 @@ from ..errors import ConfigError, DataError, listing
 from ..evaluation.chosen_threshold import threshold_file_of
 from ..evaluation.writer import strict
 from ..files import make_writable, write_atomic
-from .spec import Spec
+from .spec import PHRASE_METRICS, Spec
 from .validate import differences
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
@@ -113,8 +113,9 @@ class Job:
                 "--metric", tune.metric, "--average", tune.average,
                 "--postprocess", tune.postprocess, "--force",
             ]  # fmt: skip
-        # Choosing a threshold reads maps alone.
-        metrics = ["fast"] if step == "val" else list(self.spec.metrics)
+        # Choosing a threshold reads maps alone; means over phrases follow from Dice.
+        own = [metric for metric in self.spec.metrics if metric not in PHRASE_METRICS]
+        metrics = ["fast"] if step == "val" or not own else own
         split = self.spec.tune.split if step == "val" else self.spec.test_split
         threshold = "config"
         if step == "test" and self.spec.tune is not None:

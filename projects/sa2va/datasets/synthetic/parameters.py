@@ -11,6 +11,10 @@ from projects.sa2va.errors import ConfigError, suggest
 
 Pair = tuple[float, float]
 
+LEAST_FIELD_MM = 20.0
+"""Width of a picture in which the rounded corners of the blades (``background.light_field``, up to
+6 mm) leave a part open: without one there is no grey level to expose to."""
+
 
 # Names of fields, what their numbers must fulfil, and that in words.
 Rule = tuple[str, Callable[[float], bool], str]
@@ -99,7 +103,7 @@ class AngiogramParams(Parameters):
 
     Args:
         difficulty: in [0, 1]; scales noise, contrast, background and the number of distractors.
-        field_of_view_mm: range of the width (= height) of the square picture, > 0.
+        field_of_view_mm: range of the width (= height) of the square picture, >= 20.
         vessel_scale: factor on all vessel radii, > 0. 1 gives a left main stem of 4.4 to 5.4 mm.
         mu_per_mm: easy, hard; attenuation of the contrast-filled lumen, 1/mm. Undiluted contrast
             (370 mg iodine per ml) would have about 0.28 at 60 keV; blood dilutes it.
@@ -151,7 +155,12 @@ class AngiogramParams(Parameters):
     RULES: ClassVar[tuple[Rule, ...]] = (
         ("difficulty collimator", lambda x: 0 <= x <= 1, "numbers in [0, 1]"),
         ("vignetting scatter", lambda x: 0 <= x < 1, "numbers in [0, 1)"),
-        ("field_of_view_mm vessel_scale mu_per_mm photons_per_mm2", lambda x: x > 0, "more than 0"),
+        (
+            "field_of_view_mm",
+            lambda x: x >= LEAST_FIELD_MM,
+            f"{LEAST_FIELD_MM:g} mm or more: the collimator's blades close a smaller picture",
+        ),
+        ("vessel_scale mu_per_mm photons_per_mm2", lambda x: x > 0, "more than 0"),
         (
             "min_path_mm min_label_mm min_label_px twigs tortuosity background distractors "
             "detector_blur_mm motion_blur_mm",

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from projects.sa2va.datasets.synthetic.parameters import Pair, Parameters, Rule
+from projects.sa2va.datasets.synthetic.parameters import LEAST_FIELD_MM, Pair, Parameters, Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class PretrainingParams(Parameters):
     heart, so the same anatomy appears at every image size.
 
     Args:
-        field_of_view_mm: width (= height) of the square picture, > 0.
+        field_of_view_mm: width (= height) of the square picture, >= 20.
         vessel_scale: factor on all calibres, > 0.
         tortuosity: factor on the lateral waviness of arteries, >= 0.
         winding_mm: how far the distal arteries wind in space, >= 0.
@@ -77,7 +77,12 @@ class PretrainingParams(Parameters):
         ("catheter collimator", lambda x: 0 <= x <= 1, "a number in [0, 1]"),
         ("vignetting scatter", lambda x: 0 <= x < 1, "numbers in [0, 1)"),
         ("irregularity", lambda x: 0 <= x < 0.5, "numbers in [0, 0.5)"),
-        ("field_of_view_mm vessel_scale mu_per_mm gamma", lambda x: x > 0, "more than 0"),
+        (
+            "field_of_view_mm",
+            lambda x: x >= LEAST_FIELD_MM,
+            f"{LEAST_FIELD_MM:g} mm or more: the collimator's blades close a smaller picture",
+        ),
+        ("vessel_scale mu_per_mm gamma", lambda x: x > 0, "more than 0"),
         (
             "tortuosity winding_mm narrowings min_label_mm twigs strays background clutter "
             "distractors motion_mm blur_mm sharpening noise grain_px",
