@@ -14,5 +14,10 @@ rows = {
     },
 }
 seeds = [0]
-metrics = ["segment_dice_over_phrases", "segment_dice_over_pairs"]
+metrics = [
+    "segment_dice_over_phrases",
+    "segment_dice_over_pairs",
+    "segment_false_positive_rate",
+    "segment_miss_rate",
+]
 baseline = "unet"

@@ -18,6 +18,7 @@ from projects.sa2va.errors import DataError
 from projects.sa2va.evaluation import Counts, FrameResult, Row, VesselMetric, vessel_metric
 from projects.sa2va.evaluation.bootstrap import draw_weights
 from projects.sa2va.evaluation.compare import Run, compare_runs
+from projects.sa2va.evaluation.compare_phrases import lower_is_better
 from projects.sa2va.evaluation.html_files import RunFiles
 from projects.sa2va.evaluation.html_report import html_report, write_html_report
 from projects.sa2va.evaluation.metrics import Scores
@@ -235,6 +236,27 @@ def test_two_runs_are_compared_over_phrases(folders):
     assert low <= item.difference <= high
     pairs = found["segment_dice_over_pairs"]
     assert pairs.left_out == 6 and pairs.units == 4
+
+
+@pytest.mark.parametrize(("mean", "present"), [("false_positive_rate", 0), ("miss_rate", 1)])
+def test_rates_of_two_runs_are_compared(folders, mean, present):
+    """Means over frames of the share of a frame's pairs, by loops."""
+    runs = [Run.read(folder) for folder in folders[:2]]
+    name = f"segment_{mean}"
+    (item,) = compare_runs(runs, [name], resamples=50).differences
+    shares = []
+    for run in runs:
+        by_frame: dict[str, list[bool]] = {}
+        for (frame, phrase), record in run.rows.items():
+            own = record["counts"]
+            if phrase == "blood vessel" or (own["tp"] + own["fn"] > 0) != present:
+                continue
+            has_mask = own["tp"] + own["fp"] > 0
+            by_frame.setdefault(frame, []).append(has_mask != present)
+        shares.append(np.mean([np.mean(values) for values in by_frame.values()]))
+    assert (item.mean_a, item.mean_b) == pytest.approx(tuple(shares))
+    assert item.difference == pytest.approx(shares[1] - shares[0])
+    assert lower_is_better(name) and not lower_is_better("segment_dice_over_pairs")
 
 
 def test_a_run_that_was_scored_before_phrases_were_is_compared_too(folders, tmp_path):

@@ -34,8 +34,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError, listing, suggest
 from .bootstrap import Interval, draw_weights, percentile_interval
-from .compare_phrases import pair_values, phrase_metrics
-from .metrics import LOWER_IS_BETTER
+from .compare_phrases import lower_is_better, pair_values, phrase_metrics
 from .postprocess import PostProcess
 from .run_folder import read_report
 from .run_means import RunMeans, run_means
@@ -289,7 +288,7 @@ def _difference(
     """``of_runs`` are the means of A and B."""
     means = of_runs.contributions()
     d = means[1] - means[0]
-    better = -d if metric in LOWER_IS_BETTER else d
+    better = -d if lower_is_better(metric) else d
     mean = float(d.mean()) if len(d) else math.nan
     spread = float(d.std(ddof=1)) if len(d) > 1 else 0.0
     interval = None

@@ -1,4 +1,4 @@
-"""Dice over phrases of two runs, for a comparison; the means are those of :mod:`.phrases`.
+"""Scores over phrases of two runs, for a comparison; the means are those of :mod:`.phrases`.
 
 Both runs have the same truth, so the number n_p of pairs in which phrase p is present is the same,
 and the difference of their means over P phrases is a sum over pairs of d / (P n_p). Summed up by
@@ -16,9 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from .metrics import LOWER_IS_BETTER
 from .overlap import ratio
 
-PHRASE_MEANS = OVER_PHRASES, OVER_PAIRS = "_dice_over_phrases", "_dice_over_pairs"
+PHRASE_MEANS = OVER_PHRASES, _OVER_PAIRS, _FALSE_POSITIVES, _MISSES = (
+    "_dice_over_phrases",
+    "_dice_over_pairs",
+    "_false_positive_rate",
+    "_miss_rate",
+)
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
@@ -28,20 +34,41 @@ def phrase_metrics(report: Mapping[str, Any]) -> list[str]:
     return [kind + end for kind in kinds for end in PHRASE_MEANS]
 
 
+def lower_is_better(metric: str) -> bool:
+    """Of a metric of a frame, or of a mean over phrases."""
+    return metric in LOWER_IS_BETTER or metric.endswith((_FALSE_POSITIVES, _MISSES))
+
+
 def pair_values(
     metric: str, report: Mapping[str, Any], rows: Rows, keys: Sequence[tuple[str, str]]
 ) -> np.ndarray:
-    """Dice of each row, float64 [rows]; ``nan`` where its phrase is absent or of another kind."""
-    kind = metric.removesuffix(OVER_PHRASES).removesuffix(OVER_PAIRS)
+    """What each row adds to a mean over phrases.
+
+    Args:
+        metric: a kind and one of :data:`PHRASE_MEANS`.
+        report: of the run.
+        rows: of the run, by frame and phrase.
+        keys: which of them.
+
+    Returns:
+        float64 [rows]: Dice of a phrase that is there, whether one that is absent got a mask, or
+        whether one that is there got none; ``nan`` elsewhere, and for phrases of another kind.
+    """
+    (mean,) = (end for end in PHRASE_MEANS if metric.endswith(end))
+    kind = metric.removesuffix(mean)
     own = {row["phrase"] for row in report["phrases"]["by_phrase"] if row["kind"] == kind}
-    return np.array(
-        [
-            rows[key]["dice"]
-            if key[1] in own and rows[key]["counts"]["tp"] + rows[key]["counts"]["fn"]
-            else np.nan
-            for key in keys
-        ]
-    )
+    return np.array([_pair_value(mean, rows[key]) if key[1] in own else np.nan for key in keys])
+
+
+def _pair_value(mean: str, row: Mapping[str, Any]) -> float:
+    counts = row["counts"]
+    is_there = counts["tp"] + counts["fn"] > 0
+    if is_there == (mean == _FALSE_POSITIVES):
+        return np.nan
+    if mean not in (_FALSE_POSITIVES, _MISSES):
+        return row["dice"]
+    has_mask = counts["tp"] + counts["fp"] > 0
+    return float(has_mask != is_there)
 
 
 @dataclass(frozen=True)

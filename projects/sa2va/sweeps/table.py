@@ -23,10 +23,10 @@ from ..evaluation.compare import Run, check_comparable, patient_groups
 from ..evaluation.compare_phrases import (
     OVER_PHRASES,
     PHRASE_MEANS,
+    lower_is_better,
     pair_values,
     phrase_metrics,
 )
-from ..evaluation.metrics import LOWER_IS_BETTER
 from ..evaluation.run_means import run_means
 from ..evaluation.writer import strict
 from ..files import make_writable, write_atomic
@@ -159,7 +159,7 @@ def as_markdown(
     count = sum(map(len, finished.values()))
     text = [f"# Sweep {spec.name}", "", f"{count} of {total} runs.", ""]
     for metric in spec.metrics:
-        better = "lower" if metric in LOWER_IS_BETTER else "higher"
+        better = "lower" if lower_is_better(metric) else "higher"
         rows = [_cells(spec, line) for line in lines if line.metric == metric]
         text += [f"## {metric} ({better} is better)", "", *_table(_HEAD, rows), ""]
     costs = [_costs(row, items) for row, items in finished.items() if items]
