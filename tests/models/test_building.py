@@ -16,12 +16,12 @@ from torch import nn
 
 from projects.sa2va import hub
 from projects.sa2va.errors import CheckpointError, ConfigError, SetupError
-from projects.sa2va.models import grounding, mllm
+from projects.sa2va.models import grounding, internvl
 from projects.sa2va.models.building import Built, build_weights, first_parameter, resolve_dtype
 
 from .conftest import GROUNDING_CONFIG, MLLM_CONFIG, merged
 
-KINDS = {"mllm": mllm.part_kind(), "grounding": grounding.part_kind()}
+KINDS = {"mllm": internvl.part_kind(), "grounding": grounding.part_kind()}
 HEAD = "language_model.lm_head.weight"  # its name in files, also in released ones
 CONFIGS = {
     "mllm": merged(MLLM_CONFIG, dict(text_config=dict(model_type="qwen2", vocab_size=64))),

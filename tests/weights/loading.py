@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projects.sa2va.models import Sa2VAModel, building, grounding, mllm
+from projects.sa2va.models import Sa2VAModel, building, grounding, internvl
 from tests.models.reference_model import model_config
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
@@ -20,7 +20,7 @@ THEIR_EMBEDDING = "language_model.model.embed_tokens.weight"
 def build(kind: str, pretrained: Any, config: dict | None = None) -> building.Built:
     """One of the base models, in float32."""
     return building.build_weights(
-        {"mllm": mllm, "grounding": grounding}[kind].part_kind(),
+        {"mllm": internvl, "grounding": grounding}[kind].part_kind(),
         pretrained=str(pretrained),
         config=copy.deepcopy(config),
         dtype=torch.float32,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
 from projects.sa2va.errors import CheckpointError, ConfigError
-from projects.sa2va.models import Sa2VAModel, building, mllm
+from projects.sa2va.models import Sa2VAModel, building, internvl
 from projects.sa2va.weights import tables
 from tests.models.reference_model import load_reference
 
@@ -113,8 +113,8 @@ def test_no_weight_is_a_map_of_the_file_or_another_weight(tmp_path, meta, sam2_s
     with copied.open("r+b") as file:  # in place: the map would show it
         file.write(b"\xff" * copied.stat().st_size)
     assert_same(state(sam2), before)
-    internvl = building.build_weights(
-        mllm.part_kind(),
+    language = building.build_weights(
+        internvl.part_kind(),
         pretrained=str(f8),
         config=None,
         dtype=torch.bfloat16,
@@ -122,7 +122,7 @@ def test_no_weight_is_a_map_of_the_file_or_another_weight(tmp_path, meta, sam2_s
         seed=0,
         device="cpu",
     ).model
-    for part in (sam2, internvl):
+    for part in (sam2, language):
         storages = [t.untyped_storage().data_ptr() for t in part.state_dict().values()]
         assert len(set(storages)) == len(storages)
 
