@@ -20,6 +20,7 @@ from torch import Tensor
 from projects.sa2va.checkpoints import AVERAGED
 from projects.sa2va.errors import ConfigError
 from projects.sa2va.models.trained import trained_parameters
+from projects.sa2va.planning.holdings import configured_hooks
 
 from .bare import bare_model
 from .shards import local, shard_like
@@ -136,8 +137,7 @@ def ema_settings(cfg: Config | Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         ConfigError: two of them, or a value that cannot be.
     """
-    hooks = [*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or ())]
-    ours = [hook for hook in hooks if hook and HOOKS.get(hook["type"]) is WeightEMAHook]
+    ours = [hook for hook in configured_hooks(cfg) if HOOKS.get(hook["type"]) is WeightEMAHook]
     if not ours:
         return None
     if len(ours) > 1:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .ema import ema_settings
+from projects.sa2va.planning.holdings import averages
 
 REMOVE = "remove "
 """Begins what is done in the config: a hook of a list is no key of ``--cfg-options``."""
@@ -134,10 +134,10 @@ def _weights(s: Situation) -> Iterator[Lever]:
         yield Lever(
             "model.grounding.train_mask_decoder=False", decoder.gradients + decoder.optimiser
         )
-    if ema_settings(s.cfg) is None:
-        yield from _deepspeed(s, quantized)
-    else:  # which DeepSpeed refuses
+    if averages(s.cfg):  # which DeepSpeed refuses
         yield Lever(f"{REMOVE}WeightEMAHook from custom_hooks", _AVERAGE * s.total("trained"))
+    else:
+        yield from _deepspeed(s, quantized)
 
 
 def _deepspeed(s: Situation, quantized: bool) -> Iterator[Lever]:

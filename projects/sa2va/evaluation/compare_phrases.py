@@ -18,13 +18,9 @@ import numpy as np
 
 from .metrics import LOWER_IS_BETTER
 from .overlap import ratio
+from .phrases import MEAN_NAMES
 
-PHRASE_MEANS = OVER_PHRASES, _OVER_PAIRS, _FALSE_POSITIVES, _MISSES = (
-    "_dice_over_phrases",
-    "_dice_over_pairs",
-    "_false_positive_rate",
-    "_miss_rate",
-)
+PHRASE_MEANS = OVER_PHRASES, _, _FALSE_POSITIVES, _MISSES = tuple(f"_{n}" for n in MEAN_NAMES)
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
 
 

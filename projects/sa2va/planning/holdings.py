@@ -112,8 +112,13 @@ def holdings_of(
 
 def averages(cfg: Mapping[str, Any]) -> bool:
     """Whether the config keeps averaged weights (``engine/ema.py``)."""
+    return any(hook.get("type") == "WeightEMAHook" for hook in configured_hooks(cfg))
+
+
+def configured_hooks(cfg: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The hooks of a config, default and custom ones; None, which switches one off, is left out."""
     hooks = [*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or ())]
-    return any(hook and hook.get("type") == "WeightEMAHook" for hook in hooks)
+    return [hook for hook in hooks if hook]
 
 
 def _once(named: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:

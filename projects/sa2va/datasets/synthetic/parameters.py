@@ -11,13 +11,17 @@ from projects.sa2va.errors import ConfigError, suggest
 
 Pair = tuple[float, float]
 
-LEAST_FIELD_MM = 20.0
-"""Width of a picture in which the rounded corners of the blades (``background.light_field``, up to
-6 mm) leave a part open: without one there is no grey level to expose to."""
-
-
 # Names of fields, what their numbers must fulfil, and that in words.
 Rule = tuple[str, Callable[[float], bool], str]
+
+# So wide that the rounded corners of the blades (``background.light_field``, up to 6 mm) leave a
+# part open: without one there is no grey level to expose to.
+LEAST_FIELD_MM = 20.0
+FIELD_RULE: Rule = (
+    "field_of_view_mm",
+    lambda x: x >= LEAST_FIELD_MM,
+    f"{LEAST_FIELD_MM:g} mm or more: the collimator's blades close a smaller picture",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +159,7 @@ class AngiogramParams(Parameters):
     RULES: ClassVar[tuple[Rule, ...]] = (
         ("difficulty collimator", lambda x: 0 <= x <= 1, "numbers in [0, 1]"),
         ("vignetting scatter", lambda x: 0 <= x < 1, "numbers in [0, 1)"),
-        (
-            "field_of_view_mm",
-            lambda x: x >= LEAST_FIELD_MM,
-            f"{LEAST_FIELD_MM:g} mm or more: the collimator's blades close a smaller picture",
-        ),
+        FIELD_RULE,
         ("vessel_scale mu_per_mm photons_per_mm2", lambda x: x > 0, "more than 0"),
         (
             "min_path_mm min_label_mm min_label_px twigs tortuosity background distractors "

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from projects.sa2va.datasets.synthetic.parameters import LEAST_FIELD_MM, Pair, Parameters, Rule
+from projects.sa2va.datasets.synthetic.parameters import FIELD_RULE, Pair, Parameters, Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +77,7 @@ class PretrainingParams(Parameters):
         ("catheter collimator", lambda x: 0 <= x <= 1, "a number in [0, 1]"),
         ("vignetting scatter", lambda x: 0 <= x < 1, "numbers in [0, 1)"),
         ("irregularity", lambda x: 0 <= x < 0.5, "numbers in [0, 0.5)"),
-        (
-            "field_of_view_mm",
-            lambda x: x >= LEAST_FIELD_MM,
-            f"{LEAST_FIELD_MM:g} mm or more: the collimator's blades close a smaller picture",
-        ),
+        FIELD_RULE,
         ("vessel_scale mu_per_mm gamma", lambda x: x > 0, "more than 0"),
         (
             "tortuosity winding_mm narrowings min_label_mm twigs strays background clutter "
