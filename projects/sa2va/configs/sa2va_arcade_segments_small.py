@@ -11,7 +11,7 @@ _base_ = [
 
 env_cfg = dict(cudnn_benchmark=True)  # shapes hardly change
 model = dict(answer_mode="choice")
-train_cfg = dict(max_iters=3000)
+train_cfg = dict(max_iters=3000, val_interval=1000)  # a validation asks 28 questions of a frame
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=200),
     dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=False, begin=200, end=3000),
