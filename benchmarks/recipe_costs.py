@@ -35,8 +35,10 @@ import projects.sa2va  # noqa: E402, F401
 from projects.sa2va.columns import columns  # noqa: E402
 from projects.sa2va.config import load_config  # noqa: E402
 from projects.sa2va.datasets.collate import sa2va_collate  # noqa: E402
+from projects.sa2va.sweeps import read_spec  # noqa: E402
 
 CONFIG = ROOT / "projects/sa2va/configs/sa2va_arcade_small.py"
+SWEEP = ROOT / "configs/sweeps/arcade_ablations.py"  # what mild augmentation is stands there
 _WARM_UP = 5
 LOSS, SKELETONS = "model.mask_loss", "train_dataloader.dataset.skeletons"
 ROWS: dict[str, dict[str, Any]] = {
@@ -69,6 +71,17 @@ def drawn_items(cfg: Config, count: int, **settings: Any) -> Any:
             **settings,
         }
     )
+
+
+def item_cases() -> dict[str, dict[str, Any]]:
+    """What :func:`drawn_items` is asked for in each row of the second table."""
+    mild = read_spec(SWEEP).row("mild_augmentation").options
+    return {
+        "not augmented": {"augment": None},
+        "mildly augmented": {"augment": mild["train_dataloader.dataset.augment"]},
+        "augmented as the config says": {},
+        "the same with skeletons": {"skeletons": True},
+    }
 
 
 def step_cost(cfg: Config, device: torch.device, batch: int, steps: int) -> tuple[float, float]:
@@ -118,15 +131,8 @@ def main() -> None:
     print("\n".join(columns(table, right=range(1, 4))) + "\n")
 
     cfg = load_config(args.config, common)
-    weak = {"hflip": 0.5, "rotate": (-15, 15), "scale": (0.8, 1.25), "gamma": (0.8, 1.25)}
-    cases: dict[str, dict[str, Any]] = {
-        "not augmented": {"augment": None},
-        "flips, rotation, scale, gamma": {"augment": weak},
-        "augmented as the config says": {},
-        "the same with skeletons": {"skeletons": True},
-    }
     table = [("item", "ms of a core")]
-    for name, own in cases.items():
+    for name, own in item_cases().items():
         data = drawn_items(cfg, args.frames, **own)
         table.append((name, f"{milliseconds(data.__getitem__, args.frames).mean():.1f}"))
     print("\n".join(columns(table, right=[1])))

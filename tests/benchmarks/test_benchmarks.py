@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -53,6 +54,17 @@ def test_a_case_of_every_kind_runs_on_a_tiny_model(
     assert row["seconds"] > 0 and row["device"] == "cpu"
     if trained is not None:
         assert row["trainable_millions"] == pytest.approx(trained / 1e6)
+
+
+def test_what_mild_augmentation_is_stands_in_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(true_size.__file__).parent)
+    costs = importlib.import_module("recipe_costs")
+    text = costs.SWEEP.read_text().replace('"rotate": (-15, 15)', '"rotate": (-3, 3)')
+    monkeypatch.setattr(costs, "SWEEP", tmp_path / "sweep.py")
+    costs.SWEEP.write_text(text)
+    assert costs.item_cases()["mildly augmented"]["augment"]["rotate"] == (-3, 3)
 
 
 def test_the_options_of_every_case_are_keys_of_its_config() -> None:

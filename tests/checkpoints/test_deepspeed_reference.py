@@ -132,7 +132,7 @@ def test_gives_the_model_of_the_file(shards: Path, base: Sa2VAModel, loaded: Sa2
 def test_another_alpha_is_seen(shards: Path, base: Sa2VAModel) -> None:
     checkpoint = read_checkpoint(shards)
     checkpoint["meta"]["cfg"] = checkpoint["meta"]["cfg"].replace("16", "64")
-    with pytest.raises(CheckpointError, match="lora_alpha=64, the config has 16"):
+    with pytest.raises(CheckpointError, match="lora_alpha=64, the config has lora_alpha=16"):
         load_trained(copy.deepcopy(base), checkpoint, shards)
 
 

@@ -220,12 +220,14 @@ def test_lora_that_was_converted_from_another_program(tiny_config, payload, tmp_
     assert len(said) == ("lora_alpha" not in text)
     if not said:
         other = build(tiny_config, model__mllm__lora__lora_alpha=8)
-        assert "lora_alpha=4, the config has 8" in refused(other, file, ["LoRA"]).found
+        assert "lora_alpha=4, the config has lora_alpha=8" in refused(other, file, ["LoRA"]).found
 
 
 def test_another_programs_checkpoint(payload, tmp_path, monkeypatch):
     foreign = {**payload, "layout": "reference-training"}
-    monkeypatch.setattr("projects.sa2va.checkpoints.initial.read_checkpoint", lambda _: foreign)
+    monkeypatch.setattr(
+        "projects.sa2va.checkpoints.initial.read_checkpoint", lambda *_, **__: foreign
+    )
     with pytest.raises(CheckpointError, match="another program") as caught:
         read_initial(init("iter_12192.pth", [DECODER]))
     assert "load_from" in caught.value.fix

@@ -58,6 +58,48 @@ def test_other_lora_rank(tiny_config, payload):
     assert "model.mllm.lora" in error.fix
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"lora_alpha": 8}, "lora_alpha=4, the config has lora_alpha=8"),
+        ({"use_rslora": True}, "use_rslora=False, the config has use_rslora=True"),
+        ({"alpha_pattern": {"up_proj": 1}}, "alpha_pattern={}, the config has alpha_pattern={'up"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_other_lora_scale(tiny_config, payload, change, found):
+    # No tensor shows it: every shape fits.
+    model = build(tiny_config, **{f"model__mllm__lora__{k}": v for k, v in change.items()})
+    error = _refused(model, payload)
+    assert found in error.found and "same scale" in error.expected
+    assert error.fix.startswith(f"set model.mllm.lora.{next(iter(change))}=")
+    assert "init_from" not in error.fix
+
+
+def test_lora_scale_of_a_converted_checkpoint(tiny_config, payload):
+    scale = {"lora_alpha": 4, "use_rslora": True, "alpha_pattern": {}}
+    payload["meta"].update(cfg="llm_lora = Lora(r=2)", converted={}, lora_scale=scale)
+    assert "use_rslora=True, the config has" in _refused(build(tiny_config), payload).found
+
+
+@pytest.mark.parametrize("text", [None, "model = dict(mllm=dict())"])
+def test_lora_scale_that_no_config_says(tiny_config, payload, tmp_path, text):
+    payload["meta"]["cfg"] = text
+    file = tmp_path / "iter_3.pth"
+    write_atomically(payload, file)
+    text = load_trained(build(tiny_config), payload, file).text()
+    assert "does not say LoRA's alpha: used 4" in text and "a scale of 2" in text
+
+
+def test_modules_that_a_stored_config_names_are_not_needed_for_its_scale(
+    tiny_config, payload, tmp_path
+):
+    payload["meta"]["cfg"] += "custom_imports = dict(imports=['not_installed_here'])\n"
+    file = tmp_path / "iter_3.pth"
+    write_atomically(payload, file)
+    assert not load_trained(build(tiny_config), payload, file).notes
+
+
 def test_frozen_decoder(tiny_config, payload):
     error = _refused(build(tiny_config, model__grounding__train_mask_decoder=False), payload)
     assert "unexpected (SAM2 mask decoder)" in error.found

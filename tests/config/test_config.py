@@ -158,6 +158,18 @@ def test_helpers_are_dropped(config):
     assert not {"_half", "os", "f"} & set(cfg)
 
 
+def test_grey_values_of_augmentation_stand_in_one_part(tmp_path):
+    parts = CONFIG_DIR.parents[2] / "configs/_base_/datasets"
+    for file in parts.glob("*.py"):
+        text = file.read_text().replace("gamma=(0.6, 1.6)", "gamma=(0.9, 1.1)")
+        (tmp_path / file.name).write_text(text.replace("noise=(1, 10)", "noise=(1, 2)", 1))
+    part = "grey_value_augmentation.py"
+    for name in {file.name for file in parts.glob("*_augmented.py")}:
+        (tmp_path / name).write_text((parts / name).read_text())
+        _, grey, detector = Config.fromfile(tmp_path / name).train_dataloader.dataset.augment
+        assert (grey.gamma, detector.noise) == ((0.9, 1.1), (1, 2)), f"{name} without {part}"
+
+
 def test_delete_replaces_a_group(config):
     cfg = load_config(config("model = dict(mllm=dict(_delete_=True, type='LinkedPart', width=9))"))
     assert cfg.model.mllm.width == 9

@@ -212,3 +212,13 @@ def test_two_masks_for_one_phrase_in_a_test_frame(load_coco, coco_folder):
     assert len(load_coco(mode="instance")) == 3
     with pytest.raises(DataError, match=r"(?s)P00_0\.png has several masks.*left main.*unite"):
         load_coco(mode="instance", test_mode=True)
+
+
+def test_categories_with_one_phrase_in_two_spellings(load_coco, coco_folder):
+    first, second = coco_folder.data["categories"][:2]
+    second["description"] = first["description"]
+    assert len(load_coco(mode="category").metainfo["phrases"]) == 1  # one phrase unites them
+    first["description"], second["description"] = "Left  main", "left main"
+    with pytest.raises(DataError, match="several spellings: 'Left  main' and 'left main'"):
+        load_coco(mode="category")
+    load_coco(mode="union")

@@ -225,6 +225,11 @@ def test_excluded_categories_are_no_part_of_the_tree(load):
         (dict(groups={"x": "12"}), "group 'x' of '12'"),
         (dict(groups={"ramus": ["1"]}), "ramus: the phrase of a group and of a segment"),
         (dict(phrase="ramus"), "ramus: the phrase of a tree and of a segment"),
+        (dict(phrase="Ramus"), "'Ramus' and 'ramus': the phrase of a tree and of a segment"),
+        (
+            dict(groups={"left tree": ["5"], "Left  tree": ["5"]}),
+            "'Left  tree' and 'left tree': the phrase of a group and of a group",
+        ),
         (dict(phrase="left tree"), "left tree: the phrase of a tree and of a group"),
         (dict(exclude=["stenose"]), r"unknown category 'stenose' in exclude \(did you mean"),
         (dict(exclude=["1"]), "category '1' in group 'right artery' and in exclude"),

@@ -96,3 +96,13 @@ def test_bad_files(name, load):
     with pytest.raises(DataError, match=message) as caught:
         load(entries)
     assert caught.value.expected and caught.value.fix
+
+
+def test_test_frames_with_one_phrase_in_two_spellings(load):
+    entries = [entry(text=["ramus"]), entry("b.png", text=["Ramus"])]
+    load(entries)  # training may word a phrase in several ways
+    with pytest.raises(DataError, match="several spellings: 'Ramus' and 'ramus'"):
+        load(entries, test_mode=True)
+    entries = [entry(mask=[[BOX], []], text=["a ramus", "A  ramus"])]
+    with pytest.raises(DataError, match="several masks for one phrase: 'a ramus' and 'A  ramus'"):
+        load(entries, test_mode=True)

@@ -7,13 +7,15 @@ import os
 
 import pytest
 import torch
+from mmengine.config import Config
 
-from projects.sa2va.checkpoints import DATA_SPLITS_FILE
+from projects.sa2va.checkpoints import DATA_SPLITS_FILE, store
 from projects.sa2va.engine import data_check
-from projects.sa2va.engine.resume import find_newest_checkpoint
+from projects.sa2va.engine.resume import find_newest_checkpoint, set_resume
 from projects.sa2va.engine.start import (
     prepare_test,
     prepare_training,
+    starting_point,
 )
 from projects.sa2va.errors import CheckpointError, ConfigError, DataError, SetupError
 from tests.broken_data import (
@@ -244,6 +246,24 @@ def test_what_is_loaded_is_read_first(experiment, tmp_path, key):
             resume=str(path) if key == "resume" else None,
             **options,
         )
+
+
+def test_preparing_leaves_the_tensors_of_a_checkpoint_on_the_disk(
+    experiment, tmp_path, monkeypatch
+):
+    mapped, real = [], store.safe_torch_load
+    monkeypatch.setattr(
+        store,
+        "safe_torch_load",
+        lambda path, *, mmap=False: mapped.append(mmap) or real(path, mmap=mmap),
+    )
+    path = str(save(tmp_path / "iter_2.pth"))
+    model = {"model": {"type": "Sa2VAModel"}}
+    starting_point(Config({**model, "load_from": path}))
+    starting_point(Config({**model, "init_from": {"checkpoint": path, "parts": "all"}}))
+    set_resume(Config({"randomness": {"seed": 0}}), path, None)
+    prepare_test(str(experiment), checkpoint=path, work_dir=str(tmp_path / "run"))
+    assert mapped == [True] * 4
 
 
 def test_load_from_a_missing_file(experiment, tmp_path):

@@ -44,6 +44,8 @@ def test_several(processor):
         (["stent", DEFAULT_TEXT, "blood vessel"], "the same phrase twice: blood vessel"),
         ("Please segment the ramus and the ramus in this image.", "the same phrase twice: ramus"),
         (["a", "Please segment the b and the a in this image."], "the same phrase twice: a"),
+        (["Ramus", "ramus "], "the same phrase twice: 'Ramus' and 'ramus'"),
+        ("Please segment the left  main and the left main in this image.", "'left  main' and"),
         ("<|im_end|>", "holds"),
         ("What is [SEG]?", "holds"),
         (" ", "an empty phrase"),

@@ -63,6 +63,13 @@ def test_override_of_a_stored_config_reaches_every_copy(best):
     assert cfg.model.processor.question == "Show the {phrase}!"
 
 
+@pytest.mark.parametrize("stored", [True, False], ids=["its own config", "a config file"])
+def test_lora_of_another_scale_predicts_nothing(trained, best, stored):
+    model = (best,) if stored else (trained / "experiment.py", best)
+    with pytest.raises(CheckpointError, match="lora_alpha=4, the config has lora_alpha=8"):
+        Sa2VAInferencer(*model, cfg_options={"model.mllm.lora.lora_alpha": 8})
+
+
 def test_config_alone_is_untrained(trained):
     with pytest.raises(CheckpointError) as error:
         find_model(trained / "experiment.py")

@@ -100,7 +100,10 @@ def test_a_phrase_that_is_asked_for_twice_is_there_twice():
     assert TEMPLATES.phrases_of(question) == ["a", "b", "a"]
 
 
-@pytest.mark.parametrize("phrases", [["a", "a"], ["a and the b", "c"], ["a, the b", "c"], []])
+@pytest.mark.parametrize(
+    "phrases",
+    [["a", "a"], ["a", "A "], ["a b", "a  b"], ["a and the b", "c"], ["a, the b", "c"], []],
+)
 def test_phrases_that_cannot_be_asked_together(phrases):
     with pytest.raises(DataError):
         TEMPLATES.question_for(phrases)

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from projects.sa2va.errors import ConfigError, SetupError
+from projects.sa2va.errors import ConfigError, DataError, SetupError
 from projects.sa2va.sweeps import launch
 from projects.sa2va.sweeps.launch import card_groups
 from projects.sa2va.sweeps.progress import Clock, duration
@@ -103,6 +103,16 @@ def test_results_on_other_frames_are_named_and_left_out(make_sweep, order):
     assert failure.job.name == "bb, seed 1" and "different frames" in failure.reason
     assert [line["seeds"] for line in table(sweep)] == ["2", "1"]
     assert "bb, seed 1 is left out" in (sweep.work_dir / "table.md").read_text()
+
+
+def test_tables_of_nothing_are_an_error(make_sweep, order):
+    with pytest.raises(DataError, match=r"no finished run in .*: of 4 runs of spec none") as caught:
+        make_sweep().tables()
+    assert "--work-dir" in caught.value.fix and not make_sweep().work_dir.exists()
+    order({f"{row}/{seed}/test": "fail" for row in ("a", "bb") for seed in (0, 1)})
+    assert len(make_sweep().run()) == 4  # a sweep says of each of its runs why
+    with pytest.raises(DataError, match="no finished run"):
+        make_sweep().tables()
 
 
 def test_tables_need_results_but_no_checkpoints(make_sweep, started):

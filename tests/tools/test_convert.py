@@ -126,6 +126,8 @@ def test_checkpoint_of_ours_to(call, ours, tiny, tmp_path, to) -> None:
         again, report = build_model_from_checkpoint(out)
         assert report.iteration == 3
         assert same(again, model)
+        scale = read_checkpoint(out)["meta"]["lora_scale"]
+        assert scale == {"lora_alpha": 4, "use_rslora": False, "alpha_pattern": {}}
         assert "resumable: no (weights only)" in shown.out
     elif to == "adapter":
         again = MODELS.build(tiny.model).eval()

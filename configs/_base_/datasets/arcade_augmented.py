@@ -1,6 +1,6 @@
 # ARCADE with augmentation for models that start from random weights: 400 frames are few. Geometry
 # is resampled once; grey values, and what a detector does to them, each have their own chance.
-_base_ = ["./arcade.py"]
+_base_ = ["./arcade.py", "./grey_value_augmentation.py"]
 
 train_dataloader = dict(
     batch_size=16,
@@ -16,8 +16,8 @@ train_dataloader = dict(
                 elastic=(0, 5),
                 p=0.7,
             ),
-            dict(gamma=(0.6, 1.6), contrast=(0.65, 1.5), brightness=(0.75, 1.3), p=0.5),
-            dict(low_resolution=(0.5, 1.0), blur=(0.3, 1.5), noise=(1, 10), p=0.2),
+            {{_base_._grey_values}},
+            {{_base_._detector}},
         ],
     ),
 )

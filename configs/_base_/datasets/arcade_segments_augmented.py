@@ -1,5 +1,5 @@
 # Segments of ARCADE with augmentation for models that start from random weights; never a flip.
-_base_ = ["./arcade_segments.py"]
+_base_ = ["./arcade_segments.py", "./grey_value_augmentation.py"]
 
 train_dataloader = dict(
     batch_size=8,
@@ -14,8 +14,8 @@ train_dataloader = dict(
                 elastic=(0, 5),
                 p=0.7,
             ),
-            dict(gamma=(0.6, 1.6), contrast=(0.65, 1.5), brightness=(0.75, 1.3), p=0.5),
-            dict(low_resolution=(0.5, 1.0), blur=(0.3, 1.5), noise=(1, 10), p=0.2),
+            {{_base_._grey_values}},
+            {{_base_._detector}},
         ],
     ),
 )

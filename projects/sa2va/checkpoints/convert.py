@@ -26,6 +26,7 @@ from .export import (
     export_notes,
     export_sa2va,
 )
+from .lora_scale import LORA_SCALE, scale_of
 from .provenance import provenance
 from .store import (
     AVERAGED,
@@ -209,6 +210,7 @@ def _export_trainable(
             },
             **kept,
             "base_fingerprint": dict(model.base_fingerprint),
+            LORA_SCALE: scale_of(model),
             "converted": stored,
         },
         "state_dict": model.trained_state_dict(),

@@ -9,7 +9,6 @@ kept where it differs from the base.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from projects.sa2va.weights.parts import EMBEDDING, HEAD, MEMORY, by_part, part_
 from projects.sa2va.weights.report import tensor_rows
 from projects.sa2va.weights.tables import PEFT_ADAPTER, REFERENCE_TRAINING
 
+from .lora_scale import LORA_SCALE, SCALE
+
 TRAINED_FOLDER = "trained"  # of an adapter folder: what trained outside of peft
 PROVENANCE_FILE = "provenance.json"
 _CHUNK = 8192  # rows compared at a time: a whole table in float32 is 2 GB at 8B
@@ -47,7 +48,7 @@ def read_adapter(path: str | Path) -> dict[str, Any]:
 
     Returns:
         ``layout``, ``state_dict`` under the names of ``weights/tables.py``, and ``meta`` with
-        peft's ``lora_alpha``.
+        peft's settings of LoRA's scale.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -58,7 +59,8 @@ def read_adapter(path: str | Path) -> dict[str, Any]:
     try:
         peft = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
         meta = json.loads((path / PROVENANCE_FILE).read_text(encoding="utf-8"))
-        meta["lora_alpha"] = peft["lora_alpha"] if peft["peft_type"] == "LORA" else None
+        if peft["peft_type"] == "LORA":
+            meta[LORA_SCALE] = {key: peft[key] for key in SCALE}
         if meta.get("iteration") is not None:
             meta["iter"] = meta["iteration"]
     except (OSError, ValueError, KeyError) as error:
@@ -95,8 +97,8 @@ def load_foreign(
         Rows of the load report, and notes.
 
     Raises:
-        CheckpointError: a tensor missing, left over or of another shape; LoRA of another rank or
-            scale; tables that belong to another base or tokenizer.
+        CheckpointError: a tensor missing, left over or of another shape; LoRA of another rank;
+            tables that belong to another base or tokenizer.
     """
     tensors = dict(checkpoint["state_dict"])
     if checkpoint["layout"] == "reference-training":
@@ -110,7 +112,7 @@ def load_foreign(
             fix="give an earlier checkpoint",
         )
     names = our_names(model)
-    notes = check_alpha(model, tensors, checkpoint["meta"], path)
+    notes = []
     unused = {name: tensors.pop(name) for name in list(tensors) if part_of(name) == MEMORY}
     found = dict(tensors)
     trained = trained_parameters(model)
@@ -161,45 +163,6 @@ def _advice(tensors: Mapping[str, Tensor]) -> str:
         f"set model.mllm.lora={lora}, model.mllm.train_projector and "
         "model.grounding.train_mask_decoder to what that training trained"
     )
-
-
-def check_alpha(
-    model: Sa2VAModel, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | Path
-) -> list[str]:
-    """Compares LoRA's alpha with what the file of another program says, which may be nothing.
-
-    Args:
-        model: with LoRA or without it.
-        tensors: of the file, under our names.
-        meta: of the file: ``lora_alpha``, or a ``cfg`` that names it.
-        path: of the file, for messages.
-
-    Returns:
-        A note where the file does not say it.
-
-    Raises:
-        CheckpointError: the file says another one.
-    """
-    peft = getattr(model.mllm.model, "peft_config", {}).get("default")
-    rank = _lora_rank(tensors)
-    if rank is None or peft is None or not hasattr(peft, "lora_alpha"):
-        return []
-    said = meta.get("lora_alpha")
-    if said is None:
-        match = re.search(r"lora_alpha['\"]?\s*[=:]\s*(\d+)", str(meta.get("cfg", "")))
-        said = int(match[1]) if match else None
-    if said is None:
-        return [
-            f"the checkpoint does not say LoRA's alpha: used {peft.lora_alpha} "
-            f"(model.mllm.lora.lora_alpha), a scale of {peft.lora_alpha / rank:g}"
-        ]
-    if said != peft.lora_alpha:
-        raise CheckpointError(
-            found=f"{path} was trained with lora_alpha={said}, the config has {peft.lora_alpha}",
-            expected="the same scale: LoRA's weights mean nothing without it",
-            fix=f"set model.mllm.lora.lora_alpha={said}",
-        )
-    return []
 
 
 def _take_rows(

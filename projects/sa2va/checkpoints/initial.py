@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from projects.sa2va.errors import CheckpointError, ConfigError, listing, suggest
 from projects.sa2va.models import SegmentationModel
@@ -21,9 +20,8 @@ from projects.sa2va.weights.parts import PARTS, by_part
 from projects.sa2va.weights.report import LoadReport, tensor_rows
 from projects.sa2va.weights.tables import OUR_TRAINING
 
-from .foreign import check_alpha
+from .lora_scale import check_scale
 from .store import choose_weights, read_checkpoint, sha256_of
-from .stored_config import read_stored_config
 
 ALL = "all"
 # What trains over frozen weights, beside them or between them means nothing over others.
@@ -35,8 +33,6 @@ _OVER = {
     "SAM2 mask decoder": ("SAM2 image encoder", "SAM2 prompt encoder"),
     "high-resolution head": ("SAM2 image encoder", "SAM2 mask decoder"),
 }
-# Settings of peft's LoraConfig that scale the product of A and B, and that no tensor shows.
-_SCALE = ("lora_alpha", "use_rslora", "alpha_pattern")
 
 
 @dataclass(frozen=True)
@@ -86,14 +82,18 @@ class InitFrom:
         return cls(checkpoint, tuple(parts))
 
 
-def read_initial(init: InitFrom) -> dict[str, Any]:
+def read_initial(init: InitFrom, *, mmap: bool = False) -> dict[str, Any]:
     """Reads the checkpoint of ``init``, and checks that it holds the named parts.
+
+    Args:
+        init: what to take.
+        mmap: as of :func:`~.store.read_checkpoint`.
 
     Raises:
         CheckpointError: as :func:`~.store.read_checkpoint`; a checkpoint of another program; a
             part that it does not hold.
     """
-    checkpoint = read_checkpoint(init.checkpoint)
+    checkpoint = read_checkpoint(init.checkpoint, mmap=mmap)
     if checkpoint["layout"] != "trainable":
         raise CheckpointError(
             found=f"init_from.checkpoint={init.checkpoint} was written by another program (layout: "
@@ -160,7 +160,10 @@ def load_parts(
             fix="give the model the sizes of that run (its config is in the checkpoint: "
             "tools/print_config.py shows this one's), or take the part out of init_from.parts",
         )
-    unsaid = _check_scale(model, source, checkpoint["meta"], init) if "LoRA" in parts else []
+    unsaid = []
+    if "LoRA" in parts:
+        otherwise = ", or take LoRA out of init_from.parts"
+        unsaid = check_scale(model, checkpoint, init.checkpoint, otherwise)
     with torch.no_grad():
         for name in names:
             target[name].copy_(source[name])
@@ -236,28 +239,3 @@ def _check_below(
             + (f"let {listing(trained)} train here too, as there, " if trained else "")
             + f"or take {listing(other, 20)} out of init_from.parts",
         )
-
-
-def _check_scale(
-    model: SegmentationModel, source: Mapping[str, Tensor], meta: Mapping[str, Any], init: InitFrom
-) -> list[str]:
-    """LoRA means nothing under another scale; a note where the checkpoint does not say its own."""
-    if "converted" in meta:  # the config in it may be another program's
-        return check_alpha(model, source, meta, init.checkpoint)
-    from peft import LoraConfig
-
-    own = model.mllm.model.peft_config["default"]
-    stored = LoraConfig(**read_stored_config(meta["cfg"], init.checkpoint).model.mllm.lora)
-    other = [key for key in _SCALE if getattr(stored, key) != getattr(own, key)]
-    if other:
-        theirs, ours = (
-            ", ".join(f"{key}={getattr(lora, key)!r}" for key in other) for lora in (stored, own)
-        )
-        keys = " and ".join(f"model.mllm.lora.{key}={getattr(stored, key)!r}" for key in other)
-        raise CheckpointError(
-            found=f"init_from: LoRA of {init.checkpoint} was trained with {theirs}, the config "
-            f"has {ours}",
-            expected="the same scale: LoRA's weights mean nothing without it",
-            fix=f"set {keys}, or take LoRA out of init_from.parts",
-        )
-    return []

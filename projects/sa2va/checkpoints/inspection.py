@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from projects.sa2va.weights.tables import OUR_TRAINING, REFERENCE_TRAINING
 
 from .deepspeed_folder import is_deepspeed_folder
 from .foreign import PROVENANCE_FILE
+from .lora_scale import LORA_SCALE, alpha_in
 from .store import AVERAGED, FORMAT, choose_weights, read_checkpoint, sha256_of
 
 _TRAINING = {"trainable": OUR_TRAINING, "reference-training": REFERENCE_TRAINING}
@@ -157,8 +157,7 @@ def _lora_facts(
     if not pairs:
         return {"LoRA": "none"}
     rank = get(pairs[0]).shape[1]
-    match = re.search(r"lora_alpha['\"]?\s*[=:]\s*(\d+)", str(meta.get("cfg", "")))
-    alpha = meta.get("lora_alpha") or (match[1] if match else "not stored")
+    alpha = meta.get(LORA_SCALE, {}).get("lora_alpha") or alpha_in(meta.get("cfg")) or "not stored"
     zero = sum(not bool(get(name).any()) for name in pairs)
     text = f"rank {rank}, alpha {alpha}, {len(pairs)} layers"
     return {"LoRA": text + (f"; {zero} of them change nothing (B is zero)" if zero else "")}

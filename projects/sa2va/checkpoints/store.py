@@ -35,6 +35,7 @@ from projects.sa2va.weights.tensor_files import is_safetensors
 
 from .deepspeed_folder import is_deepspeed_folder, read_deepspeed_folder
 from .foreign import load_foreign, read_adapter
+from .lora_scale import check_scale
 from .stored_config import read_stored_config
 
 FORMAT = "sa2va-vessel/1"
@@ -94,8 +95,12 @@ def sha256_of(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike, *, mmap: bool = False) -> dict[str, Any]:
     """Reads a training checkpoint onto the CPU: of ours or of the reference, file or folder.
+
+    Args:
+        path: the file or folder.
+        mmap: leave the tensors of a file on the disk, for who only looks at names and meta data.
 
     Returns:
         ``state_dict`` and ``meta``, and ``layout``: name of the layout (``weights/layouts.py``)
@@ -118,7 +123,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     elif path.is_dir() or is_safetensors(path):
         return _read_folder(path)
     else:
-        checkpoint = safe_torch_load(path)
+        checkpoint = safe_torch_load(path, mmap=mmap)
     if not isinstance(checkpoint, dict):
         raise _not_a_checkpoint(path, f"it holds a {type(checkpoint).__name__}")
     state = checkpoint.get("state_dict", checkpoint.get("model"))
@@ -232,8 +237,8 @@ def load_trained(
         The report of all parts: base weights, and what the checkpoint replaced.
 
     Raises:
-        CheckpointError: another architecture, other trained parts, or other frozen base weights
-            or added tokens than the checkpoint was trained with.
+        CheckpointError: another architecture, other trained parts, another scale of LoRA, or other
+            frozen base weights or added tokens than the checkpoint was trained with.
     """
     check_kind(model.kind, checkpoint["meta"], path)
     report = model.load_report()
@@ -244,9 +249,12 @@ def load_trained(
         report.format = "DeepSpeed folder" if Path(path).is_dir() else "checkpoint file"
         report.rows += _load_ours(model, checkpoint, path)
     else:
-        rows, report.notes = load_foreign(model, checkpoint, path)
+        rows, notes = load_foreign(model, checkpoint, path)
         report.format = next(x.what for x in LAYOUTS if x.name == checkpoint["layout"])
         report.rows += rows
+        report.notes += notes
+    # After the shapes: of another rank, another scale is the smaller news.
+    report.notes += check_scale(model, checkpoint, str(path))
     if model.changed_frozen:
         model.base_fingerprint = fingerprint(frozen_tensors(model))
         report.notes.append(

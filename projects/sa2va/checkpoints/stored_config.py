@@ -12,14 +12,14 @@ from mmengine.utils import import_modules_from_strings
 from projects.sa2va.errors import CheckpointError
 
 
-def read_stored_config(text: str, source: str) -> Config:
+def read_stored_config(text: str, source: str, *, imports: bool = True) -> Config:
     """Reads what ``Config.pretty_text`` wrote, without executing anything of it.
-
-    Modules that it names in ``custom_imports`` are imported, as any config's are.
 
     Args:
         text: ``key = value`` lines of literals and ``dict(...)``.
         source: the checkpoint, for messages.
+        imports: also import the modules that it names in ``custom_imports``, as of any config;
+            False for who only looks at a value.
 
     Raises:
         CheckpointError: the text holds anything else, or names a module that is not installed.
@@ -30,7 +30,7 @@ def read_stored_config(text: str, source: str) -> Config:
             if not isinstance(line, ast.Assign) or not isinstance(line.targets[0], ast.Name):
                 raise ValueError(f"line {line.lineno} is no 'key = value'")
             keys[line.targets[0].id] = _plain(line.value)
-        if keys.get("custom_imports"):
+        if imports and keys.get("custom_imports"):
             import_modules_from_strings(**keys["custom_imports"])
     except (SyntaxError, ValueError, TypeError, ImportError) as error:
         raise CheckpointError(

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..errors import ConfigError, DataError, listing
+from ..processing.phrases import repeated
 from ..processing.processor import Sa2VAProcessor
 from .arguments import at_least_1, chosen_indices, is_whole, spacing_mm
 from .augment import build_augment
@@ -336,8 +337,7 @@ class VesselDataset(Dataset, ABC):
                     "take language-only samples out of the test and validation data",
                 )
             phrases = [obj.phrase for obj in record.objects]
-            if self.test_mode and len(set(phrases)) < len(phrases):
-                twice = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
+            if self.test_mode and (twice := repeated(phrases)):
                 findings.add(
                     f"{record.name} has several masks for one phrase: {listing(twice, 3)}",
                     "one mask for each phrase of a test frame: the model gives one map a phrase",
@@ -351,6 +351,12 @@ class VesselDataset(Dataset, ABC):
                     good.add(obj.phrase)
                 except DataError as error:
                     findings.add_error(error)
+        if self.test_mode and (twice := repeated(sorted(good))):
+            findings.add(
+                f"one phrase in several spellings: {listing(twice, 3)}",
+                "one spelling of a phrase in all test frames: results are counted by phrase",
+                "write it alike in the annotations; case and white space make no other phrase",
+            )
         findings.raise_if_any()
 
     def resolve(self, path: str | Path) -> Path:

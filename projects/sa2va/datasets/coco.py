@@ -8,7 +8,8 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
-from ..errors import ConfigError, DataError, suggest
+from ..errors import ConfigError, DataError, listing, suggest
+from ..processing.phrases import repeated
 from .base import VesselDataset
 from .image_io import exif_orientation, read_sizes
 from .records import Findings, Obj, Record, is_drawable, parse_polygon, parse_rle, read_json
@@ -111,6 +112,14 @@ class CocoVesselDataset(VesselDataset):
                 )
             if isinstance(category.get("id"), int | str):
                 phrases[category["id"]] = str(text)
+        # The very same phrase unites them; another spelling would split one thing in two.
+        if self.mode == "category" and (twice := repeated(dict.fromkeys(phrases.values()))):
+            findings.add(
+                f"categories with one phrase in several spellings: {listing(twice, 3)}",
+                "one spelling of a phrase, which unites categories, or phrases that differ by more "
+                "than case and white space",
+                "correct the `description` or `name` of the categories in the annotation file",
+            )
         return phrases
 
     def _images(self, images: list[dict], findings: Findings) -> dict[Any, Record]:

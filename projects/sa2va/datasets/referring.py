@@ -15,6 +15,7 @@ import numpy as np
 from mmengine.registry import DATASETS
 
 from ..errors import ConfigError, DataError, listing, suggest
+from ..processing.phrases import phrase_key, spellings
 from .base import Question
 from .coco import CocoVesselDataset
 from .records import Findings, Obj, Record
@@ -228,13 +229,17 @@ class ReferringVesselDataset(CocoVesselDataset):
                         "take it out of one of them in the config of the data set",
                     )
         groups = dict.fromkeys(self.groups, "group")
-        for ours, others in ((trees, segments), (trees, groups), (groups, segments)):
-            if both := sorted(ours.keys() & others.keys()):
-                a, b = next(iter(ours.values())), next(iter(others.values()))
+        named: dict[str, tuple[str, str]] = {}
+        for own in (*trees.items(), *groups.items(), *segments.items()):
+            other = named.setdefault(phrase_key(own[0]), own)
+            if other != own:
                 raise ConfigError(
-                    f"{listing(both)}: the phrase of a {a} and of a {b}",
-                    "a phrase of its own for each: an answer could mean either",
-                    "rename it in `groups`, or set another `phrase` of the data set",
+                    f"{spellings([other[0], own[0]])}: the phrase of a {other[1]} and of a "
+                    f"{own[1]}",
+                    "a phrase of its own for each, different by more than case and white space: an "
+                    "answer could mean either",
+                    "rename it in `groups` (a segment in its file), or set another `phrase` of the "
+                    "data set",
                 )
         self.kinds = {**trees, **segments, **groups}
         for phrase in self.kinds:

@@ -61,7 +61,7 @@ def set_resume(cfg: Config, resume: str, seed: int | None) -> dict[str, Any] | N
         print_log(f"Nothing to resume in {cfg.work_dir}: starting afresh", logger="current")
         return None
     path = Path(found)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, mmap=True)
     check_resumable(checkpoint, path)
     meta = checkpoint["meta"]
     if seed is not None and seed != meta["seed"]:

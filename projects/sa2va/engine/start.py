@@ -113,10 +113,10 @@ def starting_point(cfg: Config) -> tuple[dict[str, Any] | None, str | None]:
     init, source = InitFrom.from_config(cfg.get("init_from")), cfg.get("load_from")
     if init is not None:
         _only_one_start(cfg, init)
-        return read_initial(init)["meta"], init.checkpoint
+        return read_initial(init, mmap=True)["meta"], init.checkpoint
     if not source:
         return None, None
-    meta = read_checkpoint(source)["meta"]
+    meta = read_checkpoint(source, mmap=True)["meta"]
     check_kind(cfg.model.type, meta, source)
     return meta, source
 
@@ -177,7 +177,7 @@ def prepare_test(
     cfg.test_cfg.weights = weights or cfg.test_cfg.get("weights")
     meta, tested = None, RAW
     if checkpoint is not None:
-        read = read_checkpoint(checkpoint)
+        read = read_checkpoint(checkpoint, mmap=True)
         meta = read["meta"]
         check_kind(cfg.model.type, meta, str(checkpoint))
         tested = choose_weights(read, checkpoint, cfg.test_cfg.weights)[1]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import DataError, listing
 from ..processing import Sa2VAProcessor
+from ..processing.phrases import repeated
 
 DEFAULT_TEXT = "Please segment the blood vessel in this image."
 _ENDS = (".", "?", "!")
@@ -50,12 +51,12 @@ def make_questions(text: str | Sequence[str], processor: Sa2VAProcessor) -> list
         )
     questions = [_question(one, processor) for one in texts]
     phrases = [phrase for question in questions for phrase in question.phrases]
-    twice = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
+    twice = repeated(phrases)
     if twice:
         raise DataError(
             found=f"the same phrase twice: {listing(twice)}",
-            expected="phrases that differ, also in one question: each gets a map and files of its "
-            "own",
+            expected="phrases that differ by more than case and white space, also in one question: "
+            "each gets a map and files of its own",
             fix="leave one of them out of --text (in Python: text=...)",
         )
     return questions

@@ -16,8 +16,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, listing
 from . import prompts
+from .phrases import repeated
 from .tokenizer import IM_END, SEG
 
 _BETWEEN, _END = "; ", "."
@@ -95,7 +96,7 @@ class AnswerTemplates:
 
         Raises:
             DataError: no phrase, an empty one, one with control tokens, or, of several, one twice
-                or one that holds a separator.
+                (case and white space aside) or one that holds a separator.
         """
         asked = [prompts.check_phrase(phrase) for phrase in phrases]
         if not asked:
@@ -112,13 +113,13 @@ class AnswerTemplates:
         return self.question.replace(_PLACE, text)
 
     def _check_asked(self, asked: Sequence[str]) -> None:
-        twice = len(set(asked)) < len(asked)
+        twice = repeated(asked)
         split = [phrase for phrase in asked if any(s in phrase for s in self.separators)]
         if twice or split:
             raise DataError(
                 found=f"one question about {', '.join(map(repr, asked))}"
-                + (", one of them twice" if twice else ""),
-                expected="phrases that differ and do not hold "
+                + (f", the same phrase twice: {listing(twice)}" if twice else ""),
+                expected="phrases that differ by more than case and white space, and do not hold "
                 + " or ".join(map(repr, self.separators)),
                 fix="ask in questions of their own, or set processor.separators",
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..errors import UserError
+from ..errors import DataError, UserError
 from .launch import Launcher, card_groups, held
 from .progress import Clock, duration
 from .spec import Spec
@@ -135,7 +135,7 @@ class Sweep:
                 left = clock.left()
                 about = "" if left is None else f", about {duration(left)} left"
                 self._say(f"[{number}/{len(todo)}] runs{about}")
-        return [*failures, *self.tables()]
+        return [*failures, *self._tables()]
 
     def tables(self) -> list[Failure]:
         """Writes the tables of what has ended; checkpoints may be gone.
@@ -144,8 +144,21 @@ class Sweep:
             The runs whose results cannot be compared.
 
         Raises:
+            DataError: nothing has ended; nothing is written then.
             SetupError: the folder cannot be written to.
         """
+        if all(job.ended() is None for job in self.all):
+            raise DataError(
+                found=f"no finished run in {self.work_dir}: of {len(self.all)} runs of "
+                f"{self.spec.name} none has results of its test",
+                expected="the folder of a sweep, with <row>/seed_<n>/steps.json and test/ of each "
+                "finished run",
+                fix="give the --work-dir that the sweep ran in, or run it: the same command "
+                "without --tables-only",
+            )
+        return self._tables()
+
+    def _tables(self) -> list[Failure]:
         strangers = write_tables(self.spec, self.all, self.work_dir)
         return [Failure(job, "table", reason) for job, reason in strangers]
 
