@@ -3,10 +3,10 @@
     python benchmarks/recipe_costs.py [CONFIG] [--device cuda] [--batch 16] [--steps 30]
 
 Steps are the product's own: model, optimiser wrapper and items of CONFIG (by default
-sa2va_arcade_small.py), with one option changed in each row. Frames are drawn, so no data are
-needed: the same batch is used again and again. The second table is what one data worker takes for
-an item once it has the frame and its masks: the fastest CPU time of three, so reading (or drawing)
-is not in it; benchmarks/synthetic_speed.py has that.
+sa2va_arcade_small.py), with the options of one row of configs/sweeps/arcade_ablations.py. Frames
+are drawn, so no data are needed: the same batch is used again and again. The second table is what
+one data worker takes for an item once it has the frame and its masks: the fastest CPU time of
+three, so reading (or drawing) is not in it; benchmarks/synthetic_speed.py has that.
 
 Prints both tables. On a CPU there is no memory column.
 """
@@ -38,22 +38,19 @@ from projects.sa2va.datasets.collate import sa2va_collate  # noqa: E402
 from projects.sa2va.sweeps import read_spec  # noqa: E402
 
 CONFIG = ROOT / "projects/sa2va/configs/sa2va_arcade_small.py"
-SWEEP = ROOT / "configs/sweeps/arcade_ablations.py"  # what mild augmentation is stands there
+SWEEP = ROOT / "configs/sweeps/arcade_ablations.py"
 _WARM_UP = 5
-LOSS, SKELETONS = "model.mask_loss", "train_dataloader.dataset.skeletons"
-ROWS: dict[str, dict[str, Any]] = {
-    "recipe": {},
-    "without the high-resolution head": {"model.high_resolution": None},
-    "head without context": {"model.high_resolution.context": 4},
-    "head of stride 1, half as wide": {
-        "model.high_resolution.stride": 1,
-        "model.high_resolution.width": 16,
-    },
-    "three masks, best by IoU": {"model.grounding.multimask": True},
-    "labels on a grid of 256 (area)": {f"{LOSS}.supervision": "area", f"{LOSS}.grid": 256},
-    "soft clDice": {f"{LOSS}.cldice_weight": 0.5},
-    "skeleton recall": {f"{LOSS}.skeleton_recall_weight": 1.0, SKELETONS: True},
+STEPS = {
+    "recipe": "recipe",
+    "without the high-resolution head": "no_head",
+    "head without context": "head_without_context",
+    "head of stride 1, half as wide": "head_stride1_half_as_wide",
+    "three masks, best by IoU": "three_masks",
+    "labels on a grid of 256 (area)": "area_256",
+    "soft clDice": "cldice",
+    "skeleton recall": "skeleton_recall",
 }
+"""The sweep's rows that the first table measures, by what it calls them."""
 
 
 def drawn_items(cfg: Config, count: int, **settings: Any) -> Any:
@@ -114,14 +111,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--frames", type=int, default=40)
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="for every row")
     args = parser.parse_args()
     common = args.cfg_options or {}
     device = torch.device(args.device)
     table = [("step of", "ms", "frames/s", "GiB reserved")]
-    for name in args.rows:
-        cfg = load_config(args.config, {**common, **ROWS[name]})
+    rows = read_spec(SWEEP)
+    # All of them first: what is wrong with the last is no news to be had after the others.
+    configs = {
+        name: load_config(args.config, {**common, **rows.row(STEPS[name]).options})
+        for name in args.rows
+    }
+    for name, cfg in configs.items():
         seconds, gib = step_cost(cfg, device, args.batch, args.steps)
         memory = f"{gib:.2f}" if device.type == "cuda" else "-"
         table.append((name, f"{1e3 * seconds:.0f}", f"{args.batch / seconds:.1f}", memory))

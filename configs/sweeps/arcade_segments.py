@@ -9,7 +9,11 @@ rows = {
     "sa2va_small_pretrained": {
         "config": f"{_configs}/sa2va_arcade_segments_small.py",
         "options": {
-            "init_from": {"checkpoint": "work_dirs/synthetic_small/iter_1500.pth", "parts": "all"}
+            # Not its language model, which has other tokens, nor its head, which reads no prompt.
+            "init_from": {
+                "checkpoint": "work_dirs/synthetic_small/iter_1500.pth",
+                "parts": ["SAM2 image encoder", "SAM2 mask decoder"],
+            }
         },
     },
 }

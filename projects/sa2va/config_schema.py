@@ -271,7 +271,7 @@ SLOTS_BY_NAME: dict[str, Slot] = {
     "pictures": Slot(schema="projects.sa2va.evaluation.pictures.PictureChoice"),
     "tokenizer": Slot(
         schema={
-            "byte_level": plain("a byte_level tokenizer"),
+            "byte_level": plain("a byte_level tokenizer", "words"),
             "pretrained": replace(
                 plain("a pretrained tokenizer", "path"), required=frozenset({"path"})
             ),

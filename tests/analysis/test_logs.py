@@ -127,3 +127,16 @@ def test_text_picture_and_page_hold_all_runs(resumed, tmp_path):
     elements = Elements(page)
     assert loads_nothing(elements) and "b" in elements.names() and "<b>other" not in page
     assert "emission rate" in page and str(tmp_path) not in page
+
+
+def test_memory_is_drawn_by_part_for_one_run_and_as_one_line_for_each_of_several(tmp_path):
+    lines = [
+        train_line(step, 1.0, **{"memory/sam2": 1.5, "memory/reserved": 2.0}) for step in (10, 20)
+    ]
+    logs = []
+    for name in ("a", "b"):
+        write(tmp_path / name, "20260101_000000", lines)
+        logs.append(read_log(tmp_path / name))
+    one, two = (training_page(some, [], "vessel/dice") for some in (logs[:1], logs))
+    assert "memory by part of a step" in one and "a: sam2" in one
+    assert "memory held by torch" in two and "a: sam2" not in two

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks import load_true_size, true_size
 from projects.sa2va.config import load_config
 from projects.sa2va.errors import SetupError
+from projects.sa2va.sweeps import read_spec
 from projects.sa2va.weights.layouts import open_source
 
 
@@ -65,6 +66,20 @@ def test_what_mild_augmentation_is_stands_in_the_sweep(
     monkeypatch.setattr(costs, "SWEEP", tmp_path / "sweep.py")
     costs.SWEEP.write_text(text)
     assert costs.item_cases()["mildly augmented"]["augment"]["rotate"] == (-3, 3)
+
+
+def test_every_step_whose_cost_is_measured_is_a_row_that_can_be_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The optimiser too: it refuses learning rates of parts that a row leaves out."""
+    monkeypatch.syspath_prepend(Path(true_size.__file__).parent)
+    costs = importlib.import_module("recipe_costs")
+    rows = read_spec(costs.SWEEP)
+    for name, row in costs.STEPS.items():
+        cfg = load_config(costs.CONFIG, dict(rows.row(row).options))
+        parts = set(cfg.optim_wrapper.paramwise_cfg.lr_mult)
+        has_head = cfg.model.high_resolution is not None
+        assert ("high-resolution head" in parts) is has_head, name
 
 
 def test_the_options_of_every_case_are_keys_of_its_config() -> None:

@@ -12,7 +12,8 @@ import torch
 from projects.sa2va.errors import DataError
 from projects.sa2va.inference import Sa2VAInferencer
 from projects.sa2va.inference.folder import predict_folder
-from projects.sa2va.inference.questions import Question, check_choice
+from projects.sa2va.inference.questions import Question, check_own_words
+from projects.sa2va.processing import Sa2VAProcessor
 
 QUESTION = "Please segment the left artery, the vein and the ramus in this image."
 PHRASES = ["left artery", "vein", "ramus"]
@@ -87,7 +88,17 @@ def test_a_choice_needs_a_phrase(choosing, frames, tmp_path):
             ask()
         assert "answer_mode=generate" in caught.value.fix
     assert not (tmp_path / "out").exists()
-    check_choice([Question((text,), text, own_words=True)], "generate")
+
+
+def test_so_does_a_forced_answer_that_names_it():
+    question = [Question(("?",), "Where is the stent?", own_words=True)]
+    plain = Sa2VAProcessor({"type": "byte_level"})
+    naming = Sa2VAProcessor({"type": "byte_level"}, answer="The {phrase}: [SEG].")
+    for mode, processor in (("generate", naming), ("forced", plain), ("generate", plain)):
+        check_own_words(question, mode, processor)
+    for mode, processor in (("forced", naming), ("choice", plain)):
+        with pytest.raises(DataError, match=rf"in words of its own with .*'{mode}'"):
+            check_own_words(question, mode, processor)
 
 
 def test_one_phrase_twice_is_refused(inferencer, frames):

@@ -96,6 +96,36 @@ def test_a_choice_is_the_likelier_first_token(choosing) -> None:
     assert seen == {True, False}
 
 
+NAMING = {"answer": "Sure, {phrase}: [SEG].", "absent_answer": "Sure, {phrase}: none."}
+
+
+@pytest.mark.parametrize("mode", ["forced", "choice"])
+def test_an_answer_may_name_its_phrase_before_the_seg(mode: str) -> None:
+    """It is the one that training shows, and the map is read behind the phrase."""
+    model = build(answer_mode=mode, processor=NAMING).eval()
+    groups = [[("vein",), ("left artery",)]]
+    (found,) = model(inputs=inputs_of(model, [picture(0)], groups), mode="predict")
+    for (phrase,), answer, there in zip(*groups, found.answers, found.seg_emitted, strict=True):
+        assert answer.removesuffix("<|im_end|>") == model.processor.turn([phrase], [there])[1]
+        assert answer.startswith(f"Sure, {phrase}: " + ("[SEG]" if there else "none"))
+    if mode == "forced":
+        assert found.seg_emitted == [True, True]
+        inputs = inputs_of(model, [picture(0)], groups)
+        with pytest.raises(ValueError, match="needs the prompts' phrases"):
+            model(inputs={k: v for k, v in inputs.items() if k != "asked"}, mode="predict")
+        with pytest.raises(ValueError, match="needs the phrase"):
+            model.processor.answer_ids()
+
+
+def test_an_answer_that_names_its_phrase_is_not_cut() -> None:
+    model = build(answer_mode="generate", processor=NAMING, max_new_tokens=4).eval()
+    phrase = "additional second posterolateral branch"
+    wanted = [len(model.processor.answer_ids_for([phrase], [there])) for there in (True, False)]
+    assert model._longest([(phrase,)]) == max(wanted) > 4
+    assert build(max_new_tokens=4)._longest([(phrase,)]) == 4
+    assert model._longest([("",)]) == 4  # words of the user's own
+
+
 def test_a_chosen_answer_has_the_map_of_the_forced_one(choosing, monkeypatch) -> None:
     inputs = inputs_of(choosing, [picture(0)], [[(phrase,) for phrase in PHRASES]])
     chosen = choosing(inputs=inputs, mode="predict")[0]

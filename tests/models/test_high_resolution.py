@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from projects.sa2va.checkpoints.whole_weights import WholeWeights
 from projects.sa2va.errors import ConfigError
 from projects.sa2va.models import Sa2VAModel
-from projects.sa2va.models.high_resolution import HighResolutionHead
+from projects.sa2va.models.high_resolution import HighResolutionHead, PromptModulation
 
 from .conftest import PHRASE, build, picture, train_batch
 
@@ -29,9 +29,13 @@ def batch(model: Sa2VAModel) -> dict:
     return train_batch(model.processor, [2, 0])
 
 
-@pytest.mark.parametrize(("stride", "context"), [(1, 4), (2, 4), (2, 32)])
-def test_switched_on_over_trained_weights_it_changes_nothing(stride: int, context: int) -> None:
-    head = dict(stride=stride, width=2, context=context)
+@pytest.mark.parametrize(
+    ("stride", "context", "prompted"), [(1, 4, False), (2, 4, True), (2, 32, False)]
+)
+def test_switched_on_over_trained_weights_it_changes_nothing(
+    stride: int, context: int, prompted: bool
+) -> None:
+    head = dict(stride=stride, width=2, context=context, prompted=prompted)
     plain, more = build(), build(high_resolution=head)
     more.load_state_dict(plain.state_dict(), strict=False)
     before, after = plain.eval().predict(inputs(plain)), more.eval().predict(inputs(more))
@@ -39,9 +43,12 @@ def test_switched_on_over_trained_weights_it_changes_nothing(stride: int, contex
     assert plain.grid_size == (16, 16) and more.grid_size == (64 // stride,) * 2
 
 
-@pytest.mark.parametrize(("stride", "context"), [(1, 4), (2, 4), (1, 16)])
-def test_it_learns_and_all_of_it_gets_a_gradient(stride: int, context: int) -> None:
-    model = build(high_resolution=dict(stride=stride, width=2, context=context)).train()
+@pytest.mark.parametrize(
+    ("stride", "context", "prompted"), [(1, 4, False), (2, 4, True), (1, 16, True)]
+)
+def test_it_learns_and_all_of_it_gets_a_gradient(stride: int, context: int, prompted: bool) -> None:
+    head = dict(stride=stride, width=2, context=context, prompted=prompted)
+    model = build(high_resolution=head).train()
     own = dict(model.high_resolution.named_parameters())
     optimizer = torch.optim.SGD(own.values(), lr=0.1)
     for _ in range(2):  # the zero convolution lets nothing through in the first step
@@ -68,29 +75,53 @@ def test_samples_without_objects_keep_it_in_the_backward_pass() -> None:
 
 
 def test_a_prompt_gets_the_stem_of_its_own_image() -> None:
-    head = HighResolutionHead(embedding_size=4, stride=1, width=2)
-    torch.nn.init.normal_(head.correction.weight)
-    images, logits, upscaled = (
+    head = HighResolutionHead(embedding_size=4, prompt_size=3, stride=1, width=2, prompted=True)
+    for p in [head.correction.weight, *head.modulations.parameters()]:
+        torch.nn.init.normal_(p)
+    images, logits, upscaled, prompts = (
         torch.randn(2, 3, 32, 32),
         torch.randn(2, 8, 8),
         torch.randn(2, 4, 8, 8),
+        torch.randn(2, 3),
     )
-    together = head(logits, upscaled, head.stem(images))
+    together = head(logits, upscaled, head.stem(images), prompts)
     for row in range(2):
-        alone = head(
-            logits[row : row + 1], upscaled[row : row + 1], head.stem(images[row : row + 1])
-        )
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
-    swapped = head(logits, upscaled, head.stem(images.flip(0)))
+        own = slice(row, row + 1)
+        alone = head(logits[own], upscaled[own], head.stem(images[own]), prompts[own])
+        torch.testing.assert_close(together[own], alone, rtol=1e-4, atol=1e-5)
+    swapped = head(logits, upscaled, head.stem(images.flip(0)), prompts)
     assert not torch.allclose(swapped, together, atol=1e-2)
     enlarged = F.interpolate(logits[None], (32, 32), mode="bilinear")[0]
     assert not torch.allclose(enlarged, together, atol=1e-2)
 
 
+@pytest.mark.parametrize("prompted", [False, True])
+def test_the_prompt_alone_tells_masks_of_one_image_apart_only_where_it_is_read(
+    prompted: bool,
+) -> None:
+    head = HighResolutionHead(embedding_size=4, prompt_size=3, width=2, prompted=prompted)
+    for p in [head.correction.weight, *head.modulations.parameters()]:
+        torch.nn.init.normal_(p)
+    stem = tuple(m.expand(2, -1, -1, -1) for m in head.stem(torch.randn(1, 3, 32, 32)))
+    one, two = head(torch.zeros(2, 8, 8), torch.zeros(2, 4, 8, 8), stem, torch.randn(2, 3))
+    assert torch.allclose(one, two, atol=1e-5) is not prompted
+
+
+def test_a_modulation_is_a_scale_and_a_shift_of_every_channel() -> None:
+    layer = PromptModulation(prompt_size=3, channels=2)
+    maps, prompts = torch.randn(4, 2, 5, 5), torch.randn(4, 3)
+    assert torch.equal(layer(maps, prompts), maps)  # none at the start
+    torch.nn.init.normal_(layer.scale_and_shift.weight)
+    scale, shift = (prompts @ layer.scale_and_shift.weight.T).split(2, dim=1)
+    for n, c in [(0, 0), (3, 1)]:
+        expected = maps[n, c] * (1 + scale[n, c]) + shift[n, c]
+        torch.testing.assert_close(layer(maps, prompts)[n, c], expected)
+
+
 @pytest.mark.parametrize(("context", "reach"), [(4, 32), (32, 128)])
 def test_context_widens_what_a_map_of_the_stem_sees(context: int, reach: int) -> None:
     """``reach``: about the side in px of what one cell of stride 4 sees, by its gradient."""
-    head = HighResolutionHead(embedding_size=4, stride=2, width=2, context=context)
+    head = HighResolutionHead(4, 3, stride=2, width=2, context=context)
     for module in head.modules():  # an instance norm alone would let every pixel see all others
         if isinstance(module, torch.nn.InstanceNorm2d):
             module.eval().forward = torch.nn.Identity().forward
@@ -107,7 +138,7 @@ def test_the_seed_makes_the_weights_and_the_generator_is_left_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    one, two, other = (HighResolutionHead(4, seed=seed) for seed in (0, 0, 1))
+    one, two, other = (HighResolutionHead(4, 3, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.rand(3), expected)
     same = [torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)]
     assert all(same)

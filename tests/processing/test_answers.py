@@ -112,7 +112,7 @@ def test_phrases_that_cannot_be_asked_together(phrases):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("answer", "The {phrase} is [SEG].", "and without {phrase}"),
+        ("answer", "The {phrase} is {phrase}: [SEG].", "at most once"),
         ("absent_answer", "No [SEG].", r"without \[SEG\]"),
         ("absent_answer", "", r"without \[SEG\]"),
         ("absent_answer", "no {phrase}, no {phrase}", "at most once"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -102,6 +103,22 @@ def test_every_listed_word_is_one_token(word):
     assert len(encode(TINY, word)) == 1
 
 
+def test_further_words_are_one_token_and_leave_the_others_alone():
+    words = [" proximal", " obtuse", "There", " a"]  # "user" has the "us" of " obtuse"
+    more = build_tokenizer({"type": "byte_level", "words": words}, ADDED)
+    assert all(len(encode(more, word)) == 1 for word in (*words, *module._WORDS))
+    assert len(more) > len(TINY) and len({*more.get_vocab().values()}) == len(more)
+    text = "There is no proximal obtuse artery in this image."
+    assert len(encode(more, text)) <= 12 < len(encode(TINY, text))
+    assert more.decode(encode(more, text)) == text
+
+
+@pytest.mark.parametrize("word", [" (ramus)", "obtuse"])  # the second: by the "us" of "user"
+def test_a_word_that_cannot_be_one_token_is_refused(word):
+    with pytest.raises(ConfigError, match=rf"words with '{re.escape(word)}', which would not be"):
+        build_tokenizer({"type": "byte_level", "words": [" main", word]})
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs", "Cc")), max_size=60))
 def test_byte_level_tokenizer_loses_no_text(text):
@@ -194,6 +211,10 @@ def test_hub_id_that_cannot_be_had_keeps_its_cause(monkeypatch):
         {"type": "pretrained", "path": ""},
         {"type": "pretrained", "path": "a/b", "revision": "main"},
         {"type": "byte_level", "path": "a/b"},
+        {"type": "byte_level", "words": "main"},
+        {"type": "byte_level", "words": [" main", " main"]},
+        {"type": "byte_level", "words": ["left main"]},
+        {"type": "pretrained", "path": "a/b", "words": []},
     ],
 )
 def test_wrong_config_is_refused(cfg):

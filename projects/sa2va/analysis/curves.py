@@ -16,6 +16,7 @@ from .summary import SEG_RATE, fact_table, loss_table, validation_table
 from .verdict import smooth
 
 _COLUMNS = 2
+_RESERVED = "memory/reserved"
 
 
 def _panels(
@@ -38,7 +39,9 @@ def _panels(
     ):
         if key in logged:
             found.append((title, _train(key)))
-    if any(name.startswith("memory/") for name in logged):
+    if len(logs) > 1 and _RESERVED in logged:
+        found.append(("memory held by torch, GiB", _train(_RESERVED)))  # parts of all: a thicket
+    elif any(name.startswith("memory/") for name in logged):
         found.append(("memory by part of a step, GiB", _memory))
     return found
 

@@ -21,7 +21,7 @@ from ..processing import Sa2VAProcessor
 from .build import build_model, readers
 from .inputs import Source, find_images, is_single
 from .pipeline import Pipeline, Task, explain_full_card
-from .questions import DEFAULT_TEXT, Question, check_choice, make_questions
+from .questions import DEFAULT_TEXT, Question, check_own_words, make_questions
 from .results import InferenceResult, check_threshold
 from .sources import ModelSource, find_model
 from .workers import Workers
@@ -148,7 +148,8 @@ class Sa2VAInferencer:
             DataError: it cannot be asked, or not of this model.
         """
         questions = make_questions(text, self.processor)
-        check_choice(questions, self.cfg.model.get("answer_mode", "forced"))
+        mode = self.cfg.model.get("answer_mode", "forced")
+        check_own_words(questions, mode, self.processor)
         return questions
 
     def predict_sources(

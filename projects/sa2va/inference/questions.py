@@ -75,12 +75,16 @@ def _question(text: str, processor: Sa2VAProcessor) -> Question:
     return Question(tuple(phrases), text)
 
 
-def check_choice(questions: Iterable[Question], answer_mode: str) -> None:
-    """Raises DataError for a question in own words where one of two templates is to answer it."""
+def check_own_words(
+    questions: Iterable[Question], answer_mode: str, processor: Sa2VAProcessor
+) -> None:
+    """Raises DataError for a question in own words whose answer is a template with its phrase."""
     own = [question.text for question in questions if question.own_words]
-    if own and answer_mode == "choice":
+    forced = answer_mode == "forced" and processor.templates.answer_names_phrase
+    if own and (forced or answer_mode == "choice"):
         raise DataError(
-            found=f"a question in words of its own with model.answer_mode='choice': {listing(own)}",
-            expected="phrases, or questions of the template: the answers to choose from name them",
+            found=f"a question in words of its own with model.answer_mode={answer_mode!r}: "
+            f"{listing(own)}",
+            expected="phrases, or questions of the template: the answer's template names them",
             fix="ask for a phrase (--text 'blood vessel'), or set model.answer_mode=generate",
         )

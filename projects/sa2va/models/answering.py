@@ -219,14 +219,15 @@ class AnsweringModel(SegmentationModel):
 
     def _forced(self, prompts: list[Tensor], asked: Sequence[Sequence[str]]) -> list[Tensor]:
         """The answers that say that everything is there."""
-        processor = self.processor
-        one = processor.answer_ids()
+        # A question of the user's own words has no phrase, so the template alone must do where it
+        # can.
+        one = None if self.processor.templates.answer_names_phrase else self.processor.answer_ids()
+        if one is None and not all(phrase for phrases in asked for phrase in phrases):
+            raise ValueError("processor.answer with {phrase} needs the prompts' phrases: `asked`")
         return [
-            (
-                one
-                if len(phrases) == 1
-                else processor.answer_ids_for(phrases, [True] * len(phrases))
-            ).to(prompt.device)
+            one.to(prompt.device)
+            if one is not None and len(phrases) == 1
+            else self._ids(phrases, [True] * len(phrases), prompt.device)
             for prompt, phrases in zip(prompts, asked, strict=True)
         ]
 
@@ -276,11 +277,12 @@ class AnsweringModel(SegmentationModel):
             check_finite(part, values if where is None else values[where.to(values.device)])
 
     def _longest(self, asked: Sequence[Sequence[str]]) -> int:
-        """Most new tokens: an answer about several phrases takes as many as its template."""
+        """Most new tokens: an answer that names its phrases takes as many as its template."""
+        named = self.processor.templates.answer_names_phrase
         templates = [
             len(self.processor.answer_ids_for(phrases, [there] * len(phrases)))
             for phrases in asked
-            if len(phrases) > 1
+            if len(phrases) > 1 or (named and phrases != _UNNAMED)
             for there in (True, False)
         ]
         return max([self.max_new_tokens, *templates])

@@ -63,7 +63,12 @@ class Sa2VAModel(AnsweringModel):
     Shapes: B samples, L tokens, n tiles in all, N phrases in all, S the mask model's input size.
     """
 
-    CONFIG_SCHEMAS: ClassVar = {"high_resolution": (HighResolutionHead, ("embedding_size", "seed"))}
+    CONFIG_SCHEMAS: ClassVar = {
+        "high_resolution": (
+            HighResolutionHead,
+            ("embedding_size", "prompt_size", "seed"),
+        )
+    }
 
     def __init__(
         self,
@@ -123,7 +128,9 @@ class Sa2VAModel(AnsweringModel):
             self.projector_rows = random_rows("seg_projector.", self.seg_projector, seed)
         else:
             self.projector_rows = whole.load_projector(self.seg_projector)
-        self.high_resolution = build_head(high_resolution, self.grounding.embedding_size, seed)
+        self.high_resolution = build_head(
+            high_resolution, self.grounding.embedding_size, prompt, seed
+        )
         self.head_rows: list[PartRow] = []
         if self.high_resolution is not None:
             self.head_rows = random_rows("high_resolution.", self.high_resolution, seed)
@@ -193,7 +200,7 @@ class Sa2VAModel(AnsweringModel):
         if head is None:
             return self.grounding.decode(features, embeddings).logits
         decoded = self.grounding.decode(features, embeddings, with_upscaled=True)
-        return head(decoded.logits, decoded.upscaled, features.stem)
+        return head(decoded.logits, decoded.upscaled, features.stem, embeddings)
 
     def _language_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy at labelled positions; logits are computed nowhere else."""

@@ -72,8 +72,8 @@ def prompt_length(model: Sa2VAModel, phrases: int) -> int:
 def _conversation(model: Sa2VAModel, phrases: int) -> tuple[Tensor, Tensor]:
     """Ids and labels, int64 [L]."""
     processor = model.processor
-    turns = [(processor.question_for("blood vessel"), processor.answer)] * phrases
-    return processor.conversation(turns, tiles_of(model))
+    turn = processor.turn(["blood vessel"], [True])
+    return processor.conversation([turn] * phrases, tiles_of(model))
 
 
 def _images(model: Sa2VAModel, frames: Frames, make: MakeTensor) -> dict[str, Tensor]:

@@ -47,11 +47,12 @@ class AnswerTemplates:
                 expected="a text with {phrase} in it, once",
                 fix="set processor.question='Please segment the {phrase} in this image.'",
             )
-        if not isinstance(self.answer, str) or self.answer.count(SEG) != 1 or _PLACE in self.answer:
+        text = self.answer
+        if not isinstance(text, str) or text.count(SEG) != 1 or text.count(_PLACE) > 1:
             raise ConfigError(
-                found=f"processor.answer = {self.answer!r}",
-                expected=f"a text with exactly one {SEG}: one answer is one mask; and without "
-                "{phrase}: questions of your own words have none",
+                found=f"processor.answer = {text!r}",
+                expected=f"a text with exactly one {SEG}: one answer is one mask; and with "
+                "{phrase} in it at most once",
                 fix=f"set processor.answer='Sure, {SEG}.'",
             )
         text = self.absent_answer
@@ -90,6 +91,11 @@ class AnswerTemplates:
                 expected="two texts: between the phrases of a question, and before the last one",
                 fix="set processor.separators=[', the ', ' and the ']",
             )
+
+    @property
+    def answer_names_phrase(self) -> bool:
+        """Whether the answer about one phrase names it, so that there is none without it."""
+        return _PLACE in self.answer
 
     def question_for(self, phrases: Sequence[str]) -> str:
         """The question about one or several phrases.

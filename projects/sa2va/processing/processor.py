@@ -34,7 +34,8 @@ class Sa2VAProcessor:
         use_thumbnail: append the whole image where it is cut into more than one tile.
         image_size: side of SAM2's square input in pixels, a multiple of 32.
         question: what is asked; ``{phrase}`` stands for the phrase.
-        answer: what is answered, with exactly one ``[SEG]``.
+        answer: what is answered, with exactly one ``[SEG]``. With ``{phrase}`` before it the hidden
+            state at [SEG] stands behind the phrase's own tokens.
         absent_answer: what is answered where the phrase is not in the image, without ``[SEG]``.
         clauses: of the answer to a question about several phrases, for one that is there (with
             ``[SEG]``) and one that is not; see :mod:`.answers`.
@@ -270,7 +271,13 @@ class Sa2VAProcessor:
         }
 
     def answer_ids(self) -> LongTensor:
-        """int64 [A]: the answer template and ``<|im_end|>``; follows :meth:`prompt_ids`."""
+        """int64 [A]: the answer template and ``<|im_end|>``; follows :meth:`prompt_ids`.
+
+        Raises:
+            ValueError: the template names the phrase: see :meth:`answer_ids_for`.
+        """
+        if self.templates.answer_names_phrase:
+            raise ValueError(f"processor.answer={self.answer!r} needs the phrase")
         return self._said(self.answer)
 
     def answer_ids_for(self, phrases: Sequence[str], present: Sequence[bool]) -> LongTensor:

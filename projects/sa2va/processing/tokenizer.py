@@ -24,7 +24,8 @@ SEG = "[SEG]"
 # What the prompt template and the image placeholders cannot do without.
 REQUIRED_TOKENS = (IM_START, IM_END, IMG_START, IMG_END, IMG_CONTEXT)
 
-_TYPES = {"pretrained": {"type", "path"}, "byte_level": {"type"}}
+_TYPES = {"pretrained": {"type", "path"}, "byte_level": {"type", "words"}}
+_OPTIONAL = {"words"}
 # load_config fills in the path, so a wrong model.mllm.pretrained is first noticed here.
 _KEY = "processor.tokenizer.path (by default that of model.mllm.pretrained)"
 _EXPECTED = "tokenizer.json, or vocab.json and merges.txt"
@@ -54,12 +55,15 @@ def build_tokenizer(
 
     Args:
         cfg: ``dict(type='pretrained', path=<local folder or hub id>)``, or
-            ``dict(type='byte_level')`` for the tiny one of the demo and the tests.
+            ``dict(type='byte_level')`` for one of bytes and the words of our prompts, for models
+            that start from random weights; its ``words`` are further ones to be one token each
+            (with the space before them, where they stand inside a text: ``" proximal"``).
         added_tokens: names that must be one special token each; one that the tokenizer already
             has keeps its id, the others get the next free ids, in this order.
 
     Raises:
-        ConfigError: unknown type or key, or a name in ``added_tokens`` that can't be one token.
+        ConfigError: unknown type or key, words that cannot be, or a name in ``added_tokens`` that
+            can't be one token.
         SetupError: the folder or hub id has no tokenizer, or one that is not InternVL's.
     """
     kind = cfg.get("type")
@@ -69,23 +73,42 @@ def build_tokenizer(
             expected=f"one of {sorted(_TYPES)}",
             fix="set processor.tokenizer=dict(type='pretrained', path=<folder or hub id>)",
         )
-    if set(cfg) != _TYPES[kind]:
+    needed = _TYPES[kind] - _OPTIONAL
+    if not needed <= set(cfg) <= _TYPES[kind]:
+        may = f" and, if you like, {sorted(_TYPES[kind] - needed)}" if _TYPES[kind] > needed else ""
         raise ConfigError(
             found=f"processor.tokenizer with the keys {sorted(cfg)}",
-            expected=f"exactly the keys {sorted(_TYPES[kind])} for type='{kind}'",
+            expected=f"exactly the keys {sorted(needed)} for type='{kind}'{may}",
             fix="add the missing keys and remove the others in processor.tokenizer",
         )
-    tokenizer = _byte_level() if kind == "byte_level" else _pretrained(cfg["path"])
+    if kind == "byte_level":
+        tokenizer = _byte_level(_checked(cfg.get("words", ())))
+    else:
+        tokenizer = _pretrained(cfg["path"])
     add_tokens(tokenizer, added_tokens)
     return tokenizer
 
 
-def _byte_level() -> PreTrainedTokenizerBase:
-    """A Qwen2 tokenizer of 256 bytes and the words of our prompts; the same at every call."""
+def _checked(words: object) -> tuple[str, ...]:
+    good = isinstance(words, (list, tuple)) and all(
+        isinstance(word, str) and word.strip() and " " not in word[1:] for word in words
+    )
+    if not good or len(set(words)) < len(words):
+        raise ConfigError(
+            found=f"processor.tokenizer.words = {words!r}",
+            expected="a list of different words, each with at most the space before it",
+            fix="set processor.tokenizer.words=[' proximal', ...], or take the key away",
+        )
+    return tuple(words)
+
+
+def _byte_level(words: Sequence[str]) -> PreTrainedTokenizerBase:
+    """A Qwen2 tokenizer of 256 bytes, the words of our prompts and more; the same at every call."""
     alphabet = sorted(ByteLevel.alphabet())
     vocab = {symbol: index for index, symbol in enumerate(alphabet)}
     merges: list[tuple[str, str]] = []
-    for word in _WORDS:
+    # Those with a space first, as in _WORDS; the sort keeps their order otherwise.
+    for word in sorted((*_WORDS, *words), key=lambda word: not word.startswith(" ")):
         whole = word.replace(" ", "Ġ")  # byte-level BPE writes the space byte as U+0120
         # BPE only joins neighbours: a word becomes one token through all of its beginnings.
         for end in range(1, len(whole)):
@@ -97,6 +120,15 @@ def _byte_level() -> PreTrainedTokenizerBase:
     )
     # <|endoftext|> and <|im_end|> already came in by their roles.
     add_tokens(tokenizer, REQUIRED_TOKENS)
+    split = [word for word in words if len(tokenizer.encode(word)) > 1]
+    if split:
+        raise ConfigError(
+            found=f"processor.tokenizer.words with {listing(map(repr, split))}, which would not be "
+            "one token",
+            expected="words of letters, or of other characters, not of both; none that another "
+            "word breaks up",
+            fix="leave the word out of processor.tokenizer.words, or only its letters in",
+        )
     return tokenizer
 
 
