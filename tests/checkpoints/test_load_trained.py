@@ -140,6 +140,17 @@ def test_other_added_tokens_of_the_same_number(tiny_config, payload, names):
     assert "processor.added_tokens" in error.fix
 
 
+def test_other_words_of_the_same_number_are_other_tokens(tiny_config):
+    """The shapes fit, but every row of the tables would mean another text."""
+    left, right = (
+        build(tiny_config, model__processor__tokenizer__words=words)
+        for words in ([" left", " right"], [" right", " left"])
+    )
+    assert left.processor.vocab_size == right.processor.vocab_size
+    assert left.added_tokens() != right.added_tokens()
+    assert left.added_tokens()[" left"] != right.added_tokens()[" left"]
+
+
 def test_another_number_of_added_tokens(tiny_config, payload):
     error = _refused(build(tiny_config, model__processor__added_tokens=["[SEG]"]), payload)
     assert "token rows" in error.found

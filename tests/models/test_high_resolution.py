@@ -118,6 +118,14 @@ def test_a_modulation_is_a_scale_and_a_shift_of_every_channel() -> None:
         torch.testing.assert_close(layer(maps, prompts)[n, c], expected)
 
 
+def test_prompts_of_another_dtype_are_read_in_that_of_the_head() -> None:
+    """The language model may predict in bfloat16 beside a mask model in float32."""
+    layer = PromptModulation(prompt_size=3, channels=2)
+    maps, prompts = torch.randn(1, 2, 5, 5), torch.randn(1, 3, dtype=torch.bfloat16)
+    torch.nn.init.normal_(layer.scale_and_shift.weight)
+    assert torch.equal(layer(maps, prompts), layer(maps, prompts.float()))
+
+
 @pytest.mark.parametrize(("context", "reach"), [(4, 32), (32, 128)])
 def test_context_widens_what_a_map_of_the_stem_sees(context: int, reach: int) -> None:
     """``reach``: about the side in px of what one cell of stride 4 sees, by its gradient."""

@@ -60,5 +60,12 @@ def test_without_data_the_peaks_are_those_of_real_tensors(follow):
         assert planned[part].total == pytest.approx(moment.total, rel=0.03), part
 
 
+@pytest.mark.parametrize("follow", [follow_training, follow_prediction])
+def test_an_answer_that_names_its_phrase_is_planned_with_one(follow):
+    cfg = load_config(DEMO, {"processor.answer": "Sure, {phrase}: [SEG]."})
+    model, make = _fake(build_without_data(cfg.model), None)
+    assert follow(model, make, FRAMES, as_on_cuda=False)
+
+
 def _real(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(*shape, dtype=dtype)

@@ -214,6 +214,8 @@ def test_hub_id_that_cannot_be_had_keeps_its_cause(monkeypatch):
         {"type": "byte_level", "words": "main"},
         {"type": "byte_level", "words": [" main", " main"]},
         {"type": "byte_level", "words": ["left main"]},
+        {"type": "byte_level", "words": ["\tmain"]},
+        {"type": "byte_level", "words": [" artère"]},
         {"type": "pretrained", "path": "a/b", "words": []},
     ],
 )

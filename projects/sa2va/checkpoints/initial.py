@@ -34,6 +34,9 @@ _OVER = {
     "high-resolution head": ("SAM2 image encoder", "SAM2 mask decoder"),
 }
 
+# Parts with a row for each token.
+_BY_TOKEN = ("token rows", "MLLM embeddings", "MLLM head")
+
 
 @dataclass(frozen=True)
 class InitFrom:
@@ -223,7 +226,7 @@ def _check_below(
     other: dict[str, list[str]] = {}
     for part in parts:
         below = [b for b in _OVER.get(part, ()) if b in frozen and stored.get(b) != frozen[b]]
-        if part == "token rows" and meta.get("added_tokens") != model.added_tokens():
+        if part in _BY_TOKEN and meta.get("added_tokens") != model.added_tokens():
             below.append("added tokens")
         if below:
             other[part] = below

@@ -102,6 +102,7 @@ def _check_published(model: Sa2VAModel) -> None:
             sam2.vision_config.fpn_top_down_levels
         )
         != _SAM2_TOP_DOWN,
+        "{phrase} in processor.answer": model.processor.templates.answer_names_phrase,
     }
     found = [name for name, is_set in ours.items() if is_set]
     if found:

@@ -14,19 +14,26 @@ env_cfg = dict(cudnn_benchmark=True)  # shapes hardly change
 _words = (
     "a additional anterior apical b branch branches circumflex descending diagonal distal first "
     "from intermediate left main marginal middle no none obtuse posterior posterolateral proximal "
-    "ramus right second third tree"
+    "right second third tree"
 )
 processor = dict(
     tokenizer=dict(words=[f" {word}" for word in _words.split()]),
     answer="Sure, {phrase}: [SEG].",
     absent_answer="Sure, {phrase}: none.",
+    clauses=["the {phrase}: [SEG]", "the {phrase}: none"],
 )
 model = dict(answer_mode="choice", high_resolution=dict(prompted=True))
 optim_wrapper = dict(
-    paramwise_cfg=dict(lr_mult=dict(_delete_=True, **{"high-resolution head": 3.0}))
+    paramwise_cfg=dict(
+        lr_mult={
+            "MLLM embeddings": 1.0,
+            "MLLM head": 1.0,
+            "MLLM language model": 1.0,
+        }
+    )
 )
 train_dataloader = dict(dataset=dict(max_phrases_per_sample=8))
-train_cfg = dict(max_iters=3000, val_interval=1000)  # a validation asks 28 questions of a frame
+train_cfg = dict(max_iters=3000, val_interval=1000)  # a validation asks nine questions of a frame
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=200),
     dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=False, begin=200, end=3000),

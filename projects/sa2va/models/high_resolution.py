@@ -81,7 +81,8 @@ class PromptModulation(nn.Module):
 
     def forward(self, maps: Tensor, prompts: Tensor) -> Tensor:
         """Maps [N, C, H, W] of N prompts [N, P], scaled and shifted; in the dtype of the maps."""
-        both = self.scale_and_shift(prompts.to(self.scale_and_shift.weight.device))
+        weight = self.scale_and_shift.weight
+        both = self.scale_and_shift(prompts.to(weight.device, weight.dtype))
         scale, shift = both[..., None, None].to(maps.dtype).chunk(2, dim=1)
         return maps * (1 + scale) + shift
 

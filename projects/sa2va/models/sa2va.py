@@ -265,9 +265,10 @@ class Sa2VAModel(AnsweringModel):
         return LoadReport([row for rows in parts for row in rows])
 
     def added_tokens(self) -> dict[str, int]:
-        ids = self.processor.added_token_ids
-        names = self.processor.tokenizer.convert_ids_to_tokens(ids)
-        return dict(zip(names, ids, strict=True))
+        ids, tokenizer = self.processor.added_token_ids, self.processor.tokenizer
+        tokens = dict(zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
+        # Ours in number and order: with others every row of the tables would mean another text.
+        return tokens | {word: tokenizer.encode(word)[0] for word in self.processor.words}
 
     @property
     def grid_size(self) -> tuple[int, int]:

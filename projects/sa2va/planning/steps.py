@@ -155,6 +155,7 @@ def follow_prediction(
                 torch.cat([visual[image] for image in some]),
                 features.select(torch.tensor(some)),
                 [(frames.side, frames.side)] * len(some),
+                [("blood vessel",)] * len(some),
             )
     finally:
         model.answer_mode = mode

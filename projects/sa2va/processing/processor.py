@@ -56,6 +56,7 @@ class Sa2VAProcessor:
         base_vocab_size: number of tokens without ``added_tokens``, be they new or found.
         vocab_size: number of tokens with them.
         added_token_ids: their ids, in the order of ``added_tokens``.
+        words: the further words of a byte-level tokenizer.
         new_tokens: those of ``added_tokens`` that the tokenizer as published does not have.
         templates: the texts of questions and answers.
         seg_token_id, image_token_id, eos_token_id, pad_token_id: ids of ``[SEG]``,
@@ -109,6 +110,7 @@ class Sa2VAProcessor:
         self.image_only = image_only
 
         self.tokenizer = build_tokenizer(tokenizer)
+        self.words: tuple[str, ...] = tuple(tokenizer.get("words", ()))
         known = self.tokenizer.get_vocab()
         self.new_tokens: list[str] = [name for name in added_tokens if name not in known]
         add_tokens(self.tokenizer, added_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -89,14 +90,18 @@ def build_tokenizer(
     return tokenizer
 
 
+_WORD = re.compile(r" ?[!-~]+")
+
+
 def _checked(words: object) -> tuple[str, ...]:
     good = isinstance(words, (list, tuple)) and all(
-        isinstance(word, str) and word.strip() and " " not in word[1:] for word in words
+        isinstance(word, str) and _WORD.fullmatch(word) for word in words
     )
     if not good or len(set(words)) < len(words):
         raise ConfigError(
             found=f"processor.tokenizer.words = {words!r}",
-            expected="a list of different words, each with at most the space before it",
+            expected="a list of different words of ASCII signs, each with at most the space before "
+            "it",
             fix="set processor.tokenizer.words=[' proximal', ...], or take the key away",
         )
     return tuple(words)
