@@ -190,7 +190,8 @@ def _check_held_out(report: Mapping[str, Any], folder: str | Path, weights: Path
     """Refuses frames that are the training or the test split under another name."""
     known = [("test", report.get("test_split"), "the config of the run")]
     if weights is not None:
-        places = [(read_checkpoint(weights)["meta"].get("data_splits"), weights.name)]
+        meta = read_checkpoint(weights, mmap=True)["meta"]
+        places = [(meta.get("data_splits"), weights.name)]
         file = weights.parent / DATA_SPLITS_FILE
         if file.is_file():
             places.append((json.loads(file.read_text(encoding="utf-8")), file.name))

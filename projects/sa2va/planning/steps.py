@@ -24,6 +24,7 @@ from .tracing import (
 )
 
 MakeTensor = Callable[..., Tensor]  # (*shape, dtype=...) -> Tensor
+_PHRASE = "blood vessel"  # what is asked and answered of every frame
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def prompt_length(model: Sa2VAModel, phrases: int) -> int:
 def _conversation(model: Sa2VAModel, phrases: int) -> tuple[Tensor, Tensor]:
     """Ids and labels, int64 [L]."""
     processor = model.processor
-    turn = processor.turn(["blood vessel"], [True])
+    turn = processor.turn([_PHRASE], [True])
     return processor.conversation([turn] * phrases, tiles_of(model))
 
 
@@ -138,7 +139,7 @@ def follow_prediction(
     model.eval()
     images = _images(model, frames, make)
     tiles = tiles_of(model)
-    prompt = model.processor.prompt_ids("blood vessel", tiles)
+    prompt = model.processor.prompt_ids(_PHRASE, tiles)
     tracker = _tracker(model, [images])
     owner = [image for image in range(frames.batch) for _ in range(frames.phrases)]
     mode, model.answer_mode = model.answer_mode, "forced"
@@ -155,7 +156,7 @@ def follow_prediction(
                 torch.cat([visual[image] for image in some]),
                 features.select(torch.tensor(some)),
                 [(frames.side, frames.side)] * len(some),
-                [("blood vessel",)] * len(some),
+                [(_PHRASE,)] * len(some),
             )
     finally:
         model.answer_mode = mode
@@ -167,7 +168,7 @@ def cache_bytes(model: Sa2VAModel, phrases: int) -> int:
     text = model.mllm.model.config.text_config
     heads = text.num_key_value_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    length = len(model.processor.prompt_ids("blood vessel", tiles_of(model)))
+    length = len(model.processor.prompt_ids(_PHRASE, tiles_of(model)))
     width = 2 if model.autocast_dtype is not None else 4
     tokens = phrases * (length + model.max_new_tokens)
     return 2 * text.num_hidden_layers * heads * size * tokens * width

@@ -27,6 +27,7 @@ REQUIRED_TOKENS = (IM_START, IM_END, IMG_START, IMG_END, IMG_CONTEXT)
 
 _TYPES = {"pretrained": {"type", "path"}, "byte_level": {"type", "words"}}
 _OPTIONAL = {"words"}
+_WORD = re.compile(r" ?[!-~]+")
 # load_config fills in the path, so a wrong model.mllm.pretrained is first noticed here.
 _KEY = "processor.tokenizer.path (by default that of model.mllm.pretrained)"
 _EXPECTED = "tokenizer.json, or vocab.json and merges.txt"
@@ -88,9 +89,6 @@ def build_tokenizer(
         tokenizer = _pretrained(cfg["path"])
     add_tokens(tokenizer, added_tokens)
     return tokenizer
-
-
-_WORD = re.compile(r" ?[!-~]+")
 
 
 def _checked(words: object) -> tuple[str, ...]:
