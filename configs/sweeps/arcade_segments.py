@@ -17,7 +17,7 @@ rows = {
         },
     },
 }
-seeds = [0]
+seeds = [0, 1, 2]
 metrics = [
     "segment_dice_over_phrases",
     "segment_dice_over_pairs",

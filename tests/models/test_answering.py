@@ -96,6 +96,30 @@ def test_a_choice_is_the_likelier_first_token(choosing) -> None:
     assert seen == {True, False}
 
 
+@pytest.mark.parametrize("rank", [0, 2, -1])
+def test_the_presence_threshold_moves_the_choice_and_nothing_else(
+    choosing, monkeypatch, rank: int
+) -> None:
+    inputs = inputs_of(choosing, [picture(0)], [[(phrase,) for phrase in PHRASES]])
+    usual = choosing(inputs=inputs, mode="predict")[0]
+    threshold = sorted(usual.presence)[rank]
+    monkeypatch.setattr(choosing, "presence_threshold", threshold)
+    assert choosing.answering() == {"answer_mode": "choice", "presence_threshold": threshold}
+    moved = choosing(inputs=inputs, mode="predict")[0]
+    assert moved.presence == usual.presence
+    assert moved.seg_emitted == [presence >= threshold for presence in usual.presence]
+    for row, was in enumerate(usual.seg_emitted):
+        if was and moved.seg_emitted[row]:
+            both = moved.probabilities[row], usual.probabilities[row]
+            torch.testing.assert_close(*both, atol=1e-5, rtol=0)
+
+
+def test_a_presence_threshold_is_a_probability_and_of_choice_only() -> None:
+    with pytest.raises(ConfigError, match=r"presence_threshold=1\.5"):
+        build(answer_mode="choice", presence_threshold=1.5)
+    assert build(answer_mode="forced").answering() == {"answer_mode": "forced"}
+
+
 NAMING = {"answer": "Sure, {phrase}: [SEG].", "absent_answer": "Sure, {phrase}: none."}
 
 

@@ -1,6 +1,7 @@
 # The small model on coronary segments by name, on one card. What one phrase does not need: a head
-# that reads the prompt, a language model that learns as fast as the rest, names of few tokens, and
-# the name before its [SEG].
+# that reads the prompt, a language model that learns as fast as the rest, names of few tokens, the
+# name before its [SEG], and questions about one phrase, as a test asks them, more often than about
+# several.
 #   export ARCADE_ROOT=<folder with train, val, test>
 #   python tools/train.py projects/sa2va/configs/sa2va_arcade_segments_small.py
 _base_ = [
@@ -32,7 +33,12 @@ optim_wrapper = dict(
         }
     )
 )
-train_dataloader = dict(dataset=dict(max_phrases_per_sample=8))
+train_dataloader = dict(
+    dataset=dict(
+        max_phrases_per_sample=8,
+        mix=dict(tree=0.5, segment=4.0, group=1.0, absent=2.0, several=0.5),
+    )
+)
 train_cfg = dict(max_iters=3000, val_interval=1000)  # a validation asks nine questions of a frame
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=200),

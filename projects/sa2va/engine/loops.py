@@ -222,7 +222,7 @@ class Sa2VATestLoop(_PredictLoop, TestLoop):
                 metric.set_grid(model.grid_size)
                 metric.set_provenance(
                     {
-                        "answer_mode": model.answer_mode,
+                        **model.answering(),
                         "placement": self.placement.as_dict(),
                         "precision": self.precision.as_dict(),
                         "checkpoint": report.checkpoint(),

@@ -38,6 +38,7 @@ _FREE_KEYS = {
     "persistent_workers",
     "pin_memory",
     "prefetch_factor",
+    "presence_threshold",
     "pretrained",
 }
 

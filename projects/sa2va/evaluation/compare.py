@@ -267,7 +267,7 @@ def _notes(runs: Sequence[Run], unit: str) -> list[str]:
             "no patient ids: frames count as independent; if patients have several frames, "
             "intervals are too narrow and p too small"
         )
-    for key in ("answer_mode", "threshold"):
+    for key in ("answer_mode", "presence_threshold", "threshold"):
         values = {run.name: run.report.get(key) for run in runs}
         if len(set(map(str, values.values()))) > 1:
             notes.append(

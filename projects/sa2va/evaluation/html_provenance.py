@@ -69,6 +69,8 @@ def provenance(run: RunFiles) -> list[Html]:
         ("split (hash of frames and labels)", report.get("split") or "not recorded"),
         ("answers", report.get("answer_mode") or "not recorded"),
     ]
+    if report.get("presence_threshold") is not None:
+        facts.append(("answered as present from", report["presence_threshold"]))
     for key in ("precision", "placement"):
         facts += [(f"{key}: {k}", v) for k, v in (report.get(key) or {}).items() if v]
     if isinstance(checkpoint, Mapping):

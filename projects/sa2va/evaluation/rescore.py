@@ -67,7 +67,8 @@ def rescore(
     metric.dataset_meta = run.dataset.metainfo
     if run.report.get("oracle"):
         metric.set_grid(run.report["oracle"]["grid"])
-    provenance = {key: run.report.get(key) for key in (*PROVENANCE, "test_split")}
+    kept = (*PROVENANCE, "presence_threshold", "test_split")
+    provenance = {key: run.report.get(key) for key in kept}
     own = {"threshold_source": source, "rescored_from": Path(folder).name}
     metric.set_provenance({**provenance, **own})
     rows = tqdm(run.rows(), "scoring", len(run.report["per_frame"]), disable=not progress)

@@ -186,6 +186,7 @@ class Sa2VAInferencer:
             "checkpoint_sha256": None if path is None else sha256_of(path),
             "model_config_sha256": self._source.model_sha256(),
             "answer_mode": self.cfg.model.get("answer_mode", "none"),
+            "presence_threshold": self.cfg.model.get("presence_threshold"),
             "precision": self.precision.as_dict(),
             "merge_lora": self.cfg.test_cfg.merge_lora,
             "threshold": self.threshold,

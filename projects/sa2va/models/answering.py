@@ -6,7 +6,8 @@ Three ways to an answer, ``model.answer_mode``:
 * ``generate``: greedy decoding.
 * ``choice``: of the two templates, for a phrase that is there and one that is not, the one whose
   first token of its own is the likelier (greedy decoding by a model that knows just these two). The
-  probability of the former against the latter is the phrase's presence. It takes no further pass:
+  probability of the former against the latter is the phrase's presence; ``presence_threshold``
+  moves the bound from 0.5. It takes no further pass:
   what stands behind a position cannot change the hidden state there, so one pass over question and
   "there" template has the decision and, if it is that template, its [SEG]. Of several phrases in
   one question each is decided after those before it, a pass each.
@@ -67,6 +68,7 @@ class AnsweringModel(SegmentationModel):
     mllm: MLLMAdapter
     grounding: GroundingAdapter
     seg_projector: nn.Sequential
+    presence_threshold: float
     max_new_tokens: int
     max_phrases_per_pass: int
 
@@ -77,6 +79,12 @@ class AnsweringModel(SegmentationModel):
     @abc.abstractmethod
     def _decode(self, features: ImageFeatures, embeddings: Tensor) -> Tensor:
         """Mask logits of N [SEG] embeddings [N, C], float32 [N, h, w]."""
+
+    def answering(self) -> dict[str, Any]:
+        """See :meth:`SegmentationModel.answering`."""
+        chosen = self.answer_mode == "choice"
+        own = {"presence_threshold": self.presence_threshold} if chosen else {}
+        return {**super().answering(), **own}
 
     @torch.no_grad()
     def predict(self, inputs: dict[str, Any]) -> list[Prediction]:
@@ -261,7 +269,7 @@ class AnsweringModel(SegmentationModel):
             odds = (both[:, 0] - both[:, 1]).sigmoid().tolist()
             for row, probability in zip(rows, odds, strict=True):
                 presence[row].append(probability)
-                there[row].append(probability >= 0.5)
+                there[row].append(probability >= self.presence_threshold)
         answers = [
             Answer(self._ids(phrases, flags, device), _slots(flags), presence=probabilities)
             for phrases, flags, probabilities in zip(asked, there, presence, strict=True)

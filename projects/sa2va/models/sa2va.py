@@ -53,6 +53,8 @@ class Sa2VAModel(AnsweringModel):
             ``generate`` decodes greedily and reports whether [SEG] came; ``choice`` takes the
             likelier of the templates for a phrase that is there and one that is not
             (:mod:`.answering`).
+        presence_threshold: of ``choice``: a phrase is answered as present from this probability
+            on, in [0, 1]. 0 gives every phrase a mask, and its presence with it.
         max_new_tokens: longest generated answer.
         max_phrases_per_pass: phrases that go through the language model together in prediction;
             a batch with more takes several passes.
@@ -80,6 +82,7 @@ class Sa2VAModel(AnsweringModel):
         mask_loss: dict | None = None,
         language_loss_weight: float = 1.0,
         answer_mode: Literal["forced", "generate", "choice"] = "forced",
+        presence_threshold: float = 0.5,
         max_new_tokens: int = 32,
         max_phrases_per_pass: int = 16,
         autocast: str | None = "bfloat16",
@@ -99,6 +102,12 @@ class Sa2VAModel(AnsweringModel):
                 expected=f"one of {', '.join(ANSWER_MODES)}",
                 fix="correct model.answer_mode",
             )
+        if not 0 <= presence_threshold <= 1:
+            raise ConfigError(
+                found=f"model.presence_threshold={presence_threshold!r}",
+                expected="a probability in [0, 1]",
+                fix="correct model.presence_threshold",
+            )
         if self.processor.image_only:
             raise ConfigError(
                 found="processor.image_only=True and model.type='Sa2VAModel'",
@@ -116,6 +125,7 @@ class Sa2VAModel(AnsweringModel):
         self.mask_loss = build_mask_loss(mask_loss, self.processor.reference_numerics)
         self.language_loss_weight = language_loss_weight
         self.answer_mode = answer_mode
+        self.presence_threshold = presence_threshold
         self.max_new_tokens = max_new_tokens
         self.max_phrases_per_pass = max_phrases_per_pass
         hidden, prompt = self.mllm.hidden_size, self.grounding.prompt_size

@@ -39,7 +39,7 @@ class SegmentationModel(BaseModel, abc.ABC):
             built.
         kind: name of the class, also where a wrapper has changed it (fully_shard does).
         predicts_masks: whether it can be tested; class attribute, as above.
-        answer_mode: how phrases are answered, for metrics.json.
+        answer_mode: how phrases are answered.
         mark: told where the parts of a step begin; engine/memory.py listens.
         changed_frozen: names of frozen weights that a checkpoint replaced (checkpoints/store.py).
         base_fingerprint: identity of the frozen weights by part (``parameters.fingerprint``).
@@ -63,6 +63,10 @@ class SegmentationModel(BaseModel, abc.ABC):
         self.changed_frozen: list[str] = []
         self.base_fingerprint: dict[str, str] = {}
         self.part_dtypes: dict[str, torch.dtype] = {}
+
+    def answering(self) -> dict[str, Any]:
+        """What decides the answers, for metrics.json."""
+        return {"answer_mode": self.answer_mode}
 
     def init_weights(self) -> None:
         """Does nothing: mmengine would re-draw LoRA and every pretrained submodule."""
