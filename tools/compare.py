@@ -8,7 +8,6 @@ Refused where the runs were scored on different frames, labels or by different r
 from __future__ import annotations
 
 import argparse
-import os
 
 import _bootstrap  # noqa: F401
 
@@ -40,20 +39,11 @@ def main() -> None:
         )
     if args.out:
         check_format(args.out)
-    runs = [
-        Run.read(folder, name) for folder, name in zip(args.runs, names(args.runs), strict=True)
-    ]
+    runs = Run.read_all(args.runs)
     comparison = compare_runs(runs, args.metrics, resamples=args.resamples, seed=args.seed)
     print(as_text(comparison), end="")
     if args.out:
         write_comparison(comparison, args.out)
-
-
-def names(folders: list[str]) -> list[str]:
-    """The folders' own names, or their paths where these are the same."""
-    paths = [os.path.normpath(folder) for folder in folders]
-    short = [os.path.basename(path) for path in paths]
-    return short if len(set(short)) == len(short) else paths
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ POSTPROCESS = ("none", "components", "hysteresis")
 MIN_AREAS = (0, 10, 20, 50, 100, 200, 500)
 """Smallest pieces that are tried, in px."""
 CURVE_FILES = ("threshold_curve.csv", "threshold_curve.json", "threshold_curve.png")
+VALIDATION_RUN = "tools/test.py CONFIG --checkpoint FILE --split val --out RUN"
 _COARSE = grid([0.01, *np.arange(0.05, 0.96, 0.05), 0.99])
 _FINE = np.arange(-0.04, 0.041, 0.01)
 _WORTH_A_POOL = 100  # rows; the processes import for seconds
@@ -98,10 +99,10 @@ def tune(
             fix=f"--postprocess {POSTPROCESS[1]}",
         )
     report = read_report(folder)
-    _check_split(report, folder, split)
+    check_split(report, folder, split)
     weights = _find_checkpoint(report, folder, checkpoint)
     path = _choose_path(weights, out, force)
-    _check_held_out(report, folder, weights)
+    check_held_out(report, folder, weights)
     run = StoredRun.open(folder, config)
     search = _Search(run, target, postprocess, tuple(min_areas), workers, progress, resamples)
     found = search.run_all()
@@ -127,7 +128,20 @@ def tune(
 # ------------------------------------------------------------------------------------- refusals
 
 
-def _check_split(report: Mapping[str, Any], folder: str | Path, split: str) -> None:
+def check_split(
+    report: Mapping[str, Any], folder: str | Path, split: str, command: str = VALIDATION_RUN
+) -> None:
+    """Refuses to choose a threshold on any split but ``split``, on a test split, or if not valid.
+
+    Args:
+        report: metrics.json.
+        folder: where it lies.
+        split: the name that the split must have; never 'test'.
+        command: what makes such a run, for the message.
+
+    Raises:
+        DataError: the run is of another split, or is not valid.
+    """
     name = report.get("split_name")
     if split == "test" or name != split:
         raise DataError(
@@ -136,7 +150,7 @@ def _check_split(report: Mapping[str, Any], folder: str | Path, split: str) -> N
             else f"{folder} is of the split {name!r}",
             expected=f"a run on the split {'val' if split == 'test' else split!r}: a threshold "
             "that is chosen on the frames it is tested on makes the result too good",
-            fix="tools/test.py CONFIG --checkpoint FILE --split val --out RUN, then tune on RUN",
+            fix=f"{command}, then tune on RUN",
         )
     if not report["valid"]:
         raise DataError(
@@ -186,8 +200,18 @@ def _choose_path(weights: Path | None, out: str | Path | None, force: bool) -> P
     return path
 
 
-def _check_held_out(report: Mapping[str, Any], folder: str | Path, weights: Path | None) -> None:
-    """Refuses frames that are the training or the test split under another name."""
+def check_held_out(report: Mapping[str, Any], folder: str | Path, weights: Path | None) -> None:
+    """Refuses frames that are the training or the test split under another name.
+
+    Args:
+        report: metrics.json.
+        folder: where it lies.
+        weights: the checkpoint, which knows the splits of its training; None: the run's config
+            alone is asked.
+
+    Raises:
+        DataError: they are.
+    """
     known = [("test", report.get("test_split"), "the config of the run")]
     if weights is not None:
         meta = read_checkpoint(weights, mmap=True)["meta"]

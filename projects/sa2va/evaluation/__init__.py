@@ -7,7 +7,8 @@ over ``geometry``; ``metrics`` puts them together. ``rows`` is what is kept of e
 ``guards`` the checks, ``report`` all of it. ``vessel_metric`` is the evaluator that mmengine runs,
 ``scoring`` its work on one frame, ``writer`` the result files, ``pictures`` the six-panel pictures,
 ``table`` the table of the log. ``html_report`` makes a page of the files. ``run_folder`` reads
-results back, ``rescore`` scores them, or masks of any origin, again, ``compare`` tells runs apart.
+results back, ``rescore`` scores them, or masks of any origin, again, ``compare`` tells runs apart,
+``presence`` finds what a run would be at other thresholds of presence.
 ``threshold_sweep``, ``threshold_choice`` and ``chosen_threshold`` choose a threshold, with
 ``postprocess``; ``calibration`` and ``reliability`` ask whether probabilities are right,
 ``diagrams`` draws both. Nothing here is ever read by a model.

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +56,14 @@ class Run:
     def read(cls, folder: str | Path, name: str | None = None) -> Run:
         """Reads a results folder; ``name`` is the folder's by default."""
         return cls(name or Path(folder).name, read_report(folder))
+
+    @classmethod
+    def read_all(cls, folders: Sequence[str]) -> list[Run]:
+        """Reads results folders; names are the folders' own, or their paths where these agree."""
+        paths = [os.path.normpath(folder) for folder in folders]
+        short = [os.path.basename(path) for path in paths]
+        names = short if len(set(short)) == len(short) else paths
+        return [cls.read(folder, name) for folder, name in zip(folders, names, strict=True)]
 
     @cached_property
     def rows(self) -> dict[tuple[str, str], Mapping[str, Any]]:
