@@ -30,8 +30,11 @@ from .errors import ConfigError, listing, suggest
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 SPLITS = ("train", "val", "test")
-# Switches that a word may stand for too.
-_WORDS = {"model.mllm.gradient_checkpointing": ("cpu",)}
+# Switches and numbers that a word may stand for too.
+_WORDS = {
+    "model.mllm.gradient_checkpointing": ("cpu",),
+    **{f"{split}_dataloader.dataset.absent": ("all",) for split in SPLITS},
+}
 
 
 def load_config(

@@ -289,6 +289,14 @@ def test_a_switch_that_takes_a_word_too(config):
     assert "a switch (True or False)" in message(path, {key: "gpu"})
 
 
+def test_a_number_that_takes_a_word_too() -> None:
+    path = CONFIG_DIR / "sa2va_arcade_segments_small.py"
+    key = "val_dataloader.dataset.absent"
+    assert load_config(path).val_dataloader.dataset.absent == 3
+    assert load_config(path, {key: "all"}).val_dataloader.dataset.absent == "all"
+    assert f"a number, as in {key}=3" in message(path, {key: "none"})
+
+
 def test_override_of_a_tuple_element(config):
     path = config("model = dict(mllm=dict(betas=(0.9, 0.99)))")
     assert 'model.mllm.betas="(0.9,0.99)"' in message(path, {"model.mllm.betas.0": 0.8})

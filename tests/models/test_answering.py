@@ -115,8 +115,11 @@ def test_the_presence_threshold_moves_the_choice_and_nothing_else(
 
 
 def test_a_presence_threshold_is_a_probability_and_of_choice_only() -> None:
-    with pytest.raises(ConfigError, match=r"presence_threshold=1\.5"):
-        build(answer_mode="choice", presence_threshold=1.5)
+    for wrong in (1.5, -0.1, float("nan"), "half", None):
+        with pytest.raises(ConfigError, match="a probability"):
+            build(answer_mode="choice", presence_threshold=wrong)
+    with pytest.raises(ConfigError, match="answers that are chosen"):
+        build(answer_mode="generate", presence_threshold=0.2)
     assert build(answer_mode="forced").answering() == {"answer_mode": "forced"}
 
 

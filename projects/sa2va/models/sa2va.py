@@ -102,11 +102,18 @@ class Sa2VAModel(AnsweringModel):
                 expected=f"one of {', '.join(ANSWER_MODES)}",
                 fix="correct model.answer_mode",
             )
-        if not 0 <= presence_threshold <= 1:
+        if not (isinstance(presence_threshold, int | float) and 0 <= presence_threshold <= 1):
             raise ConfigError(
                 found=f"model.presence_threshold={presence_threshold!r}",
                 expected="a probability in [0, 1]",
                 fix="correct model.presence_threshold",
+            )
+        if presence_threshold != 0.5 and answer_mode != "choice":
+            raise ConfigError(
+                found=f"model.presence_threshold={presence_threshold!r} with model.answer_mode="
+                f"{answer_mode!r}",
+                expected="answers that are chosen: no other kind has a presence",
+                fix="set model.answer_mode=choice, or model.presence_threshold=0.5",
             )
         if self.processor.image_only:
             raise ConfigError(
