@@ -96,6 +96,7 @@ def test_the_same_frames_in_more_processes_go_on(experiment: Path, run: Path, mo
         {"train_cfg.val_interval": 4},
         {"train_dataloader.num_workers": 1},
         {"model.answer_mode": "generate"},
+        {"model.answer_mode": "choice", "model.presence_threshold": 0.2},
         {"default_hooks.logger.interval": 7},
     ],
 )

@@ -97,6 +97,7 @@ def test_the_choice_is_written_beside_the_checkpoint_and_the_curve_into_the_run(
     assert 0.25 < chosen.threshold <= 0.33 and chosen.content["value"] == 1
     assert chosen.content["split"] == report_of(folder / "run")["split"]
     assert chosen.content["run"] == "run" and chosen.content["probabilities"] == "png"
+    assert chosen.content["presence_threshold"] is None
     assert {path.name for path in (folder / "run").glob("threshold_curve*")} == set(CURVE_FILES)
     table = (folder / "run" / "threshold_curve.csv").read_text().splitlines()
     content = json.loads((folder / "run" / "threshold_curve.json").read_text())

@@ -199,6 +199,24 @@ def test_thresholds_and_answer_modes_may_differ_and_are_noted():
 
 
 @pytest.mark.parametrize(
+    ("a", "b", "note"),
+    [
+        (None, 0.5, ""),  # a run from before the key
+        (0, 0.0, ""),
+        (None, 0.2, "presence_threshold differs: a: 0.5, b: 0.2"),
+    ],
+)
+def test_presence_thresholds_are_compared_as_numbers(a, b, note) -> None:
+    values = np.random.default_rng(0).random(8)
+    own = [
+        run(name, values, answer_mode="choice", presence_threshold=threshold)
+        for name, threshold in (("a", a), ("b", b))
+    ]
+    assert compare_runs(own).notes == ([note] if note else [])
+    assert len(compare_runs([run("c", values), own[1]]).notes) == 1  # the answer mode alone
+
+
+@pytest.mark.parametrize(
     ("names", "metrics", "message"),
     [("a", None, "two or more"), ("aa", None, "names that differ"), ("ab", ["dise"], "'dice'")],
 )

@@ -32,7 +32,8 @@ def write_run(folder: Path, out: Path, /, **settings) -> Path:
     )
     metric.set_provenance(
         {
-            "answer_mode": "generate",
+            "answer_mode": "choice",
+            "presence_threshold": 0.2,
             "checkpoint": {"source": "/secret/jane_doe/best.pth", "sha256": "ab" * 32},
             "weights": {
                 "parts": [{"part": "LoRA", "source": "/secret/jane_doe/best.pth", "tensors": 4}],
@@ -124,7 +125,9 @@ def test_the_numbers_are_those_of_the_files(run):
     for patient, values in report["per_patient"].items():
         assert f"<td>{patient}</td><td>{values['rows']}</td><td>{values['dice']:.3f}" in patients
     assert section(page, "All frames").count("<tr>") == 1 + len(report["per_frame"])
-    assert "c0ffee" in section(page, "Provenance") and "abab" in section(page, "Provenance")
+    provenance = section(page, "Provenance")
+    assert "c0ffee" in provenance and "abab" in provenance
+    assert "<td>answered as present from</td><td>0.2</td>" in provenance
 
 
 def test_failures_are_listed_with_their_reason(run):

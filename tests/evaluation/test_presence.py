@@ -26,6 +26,7 @@ from projects.sa2va.evaluation.presence import (
     MOST_POINTS,
     SHOWN,
     Pairs,
+    check_beside,
     operating_curve,
     pairs_of,
     put_beside,
@@ -33,9 +34,12 @@ from projects.sa2va.evaluation.presence import (
 from projects.sa2va.evaluation.presence_auc import auc, presence_auc
 from projects.sa2va.evaluation.presence_report import (
     auc_table,
+    beside_notes,
     beside_table,
     curve_csv,
     curve_table,
+    few_absent_notes,
+    few_frames_notes,
     operating_diagram,
 )
 from projects.sa2va.evaluation.report import Report
@@ -57,10 +61,15 @@ def pair(phrase: str, presence: float | None, *counts: int) -> Row:
     return Row(phrase, Scores(Counts(*counts)), True, "", phrase, presence=presence)
 
 
-def run_of(frames: list[FrameResult], name: str = "RUN", **changes: Any) -> Run:
+def run_of(
+    frames: list[FrameResult],
+    name: str = "RUN",
+    kinds: dict[str, str] = KINDS,
+    **changes: Any,
+) -> Run:
     """A run as metrics.json has it."""
     provenance = {"answer_mode": "choice", "presence_threshold": 0, "split": "0" * 64}
-    report = Report.of(frames, Scorer(0.5, OVERLAP_NAMES), phrase_kinds=KINDS)
+    report = Report.of(frames, Scorer(0.5, OVERLAP_NAMES), phrase_kinds=kinds)
     content = strict(report.content({**provenance, "split_name": "val"}, []))
     return Run(name, {**content, **changes})
 
@@ -288,10 +297,7 @@ def test_runs_beside_it_are_met_at_their_false_positive_rate():
     """A run that does not choose, and one whose curve is drawn, too."""
     frames = many()
     pairs = pairs_of(run_of(frames))
-    plain = [
-        replace(frame, rows=tuple(replace(row, presence=None) for row in frame.rows))
-        for frame in by_hand(many(seed=1), 0.2)
-    ]
+    plain = without_presence(by_hand(many(seed=1), 0.2))
     unet = run_of(plain, "U-Net", answer_mode="none", presence_threshold=None)
     found = put_beside(pairs, unet, resamples=50)
     point = of_segments(plain)
@@ -317,11 +323,112 @@ def test_runs_beside_it_are_met_at_their_false_positive_rate():
     assert rates[0] == rates[1] and same_run.difference.difference >= 0
     table = beside_table("RUN", [found, other])
     assert "U-Net" in table and "other, presence >= 0.5" in table and f"{gap:+.3f} [" in table
+    assert "held fixed in the bootstrap" in table
 
     with pytest.raises(DataError, match="split of RUN"):
         put_beside(pairs, run_of(plain, "U-Net", answer_mode="none", split="1" * 64))
     with pytest.raises(DataError, match="scored on different frames"):
         put_beside(pairs, run_of(plain[1:], "U-Net", answer_mode="none"))
+
+
+def without_presence(frames: list[FrameResult]) -> list[FrameResult]:
+    return [
+        replace(frame, rows=tuple(replace(row, presence=None) for row in frame.rows))
+        for frame in frames
+    ]
+
+
+BESIDE = {
+    "older": ({"phrases": None}, "U-Net has no scores by phrase", "tools/score.py"),
+    "other kinds": (
+        {"kinds": {**KINDS, "c": "group"}},
+        "'segment' are a, b, c in RUN, and a, b in U-Net",
+        "test U-Net again",
+    ),
+    "no kinds": ({"kinds": {}}, "are a, b, c in RUN, and none in U-Net", "test U-Net again"),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_runs_without_the_same_phrases_are_refused(case):
+    changes, found, fix = BESIDE[case]
+    pairs = pairs_of(run_of(many()))
+    other = run_of(without_presence(many()), "U-Net", answer_mode="none", **changes)
+    for refuse in (check_beside, put_beside):
+        with pytest.raises(DataError) as refused:
+            refuse(pairs, other)
+        assert found in refused.value.found and fix in refused.value.fix
+        assert "--metrics" not in str(refused.value)
+    # Kinds that are not looked at may differ.
+    kinds = {**KINDS, "tree": "group"}
+    check_beside(pairs, run_of(without_presence(many()), "U-Net", kinds, answer_mode="none"))
+
+
+def with_masks(absent: list[tuple[float, bool]]) -> list[FrameResult]:
+    """Frames with a labelled pair, and an absent one of a presence that has a mask or not."""
+    return [
+        FrameResult(
+            *(k, f"f{k}", None, ""),
+            (pair("a", level, 0, 3 * has_mask, 0, 9), pair("b", 0.9, 3, 0, 0, 9)),
+        )
+        for k, (level, has_mask) in enumerate(absent)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ([(0.5, False)] * 10 + [(0.5, True)] * 10, "it marks less even when everything is drawn"),
+        ([(0.5, False)] * 6 + [(0.5, True)] * 14, "it marks less even"),
+        ([(0.5, True)] * 20, "many pairs share a presence"),
+        ([(k / 20, True) for k in range(20)], None),
+        ([(0.5, False)] * 5 + [(0.5, True)] * 15, None),  # 0.05 below, and no more
+    ],
+)
+def test_a_rate_far_below_that_of_the_other_is_noted(own, message):
+    theirs = with_masks([(0.5, True)] * 16 + [(0.5, False)] * 4)
+    other = run_of(without_presence(theirs), "U-Net", answer_mode="none")
+    found = put_beside(pairs_of(run_of(with_masks(own))), other)
+    notes = beside_notes("RUN", [found])
+    assert len(notes) == (message is not None)
+    if message is not None:
+        rate = found.same_rate.scores["false_positive_rate"].value
+        assert message in notes[0]
+        assert f"RUN has a false-positive rate of {rate:.3f} where U-Net has 0.800" in notes[0]
+
+
+def test_phrases_that_are_hardly_ever_labelled_are_noted():
+    def labelled(times: dict[str, int]) -> Pairs:
+        rows = [
+            tuple(pair(p, 0.5, *((3, 0, 0) if k < n else (0, 1, 0)), 9) for p, n in times.items())
+            for k in range(8)
+        ]
+        frames = [FrameResult(k, f"f{k}", None, "", own) for k, own in enumerate(rows)]
+        return pairs_of(run_of(frames), "segment")
+
+    # The group is of another kind; what is labelled nowhere is not in the mean.
+    (note,) = few_frames_notes(labelled({"a": 4, "b": 5, "c": 1, "ab": 2}), True)
+    assert "2 of 3 phrases of the kind 'segment' are labelled in fewer than 5 frames (a, c)" in note
+    assert "need not lie around it" in note
+    assert few_frames_notes(labelled({"a": 5, "b": 8, "c": 0, "ab": 2}), True) == []
+    (note,) = few_frames_notes(labelled({"a": 4, "b": 5, "c": 0}), False)
+    assert "1 of 3" in note and "interval" not in note
+
+
+def test_frames_that_were_asked_about_a_part_of_the_phrases_are_noted():
+    frames = many()
+    assert few_absent_notes(pairs_of(run_of(frames))) == []
+    part = [
+        replace(f, rows=tuple(r for r in f.rows if r.phrase != "c" or f.index > 2)) for f in frames
+    ]
+    own = [row for f in part for row in f.rows if row.phrase in SEGMENTS]
+    absent = sum(row.counts.empty_truth for row in own)
+    (note,) = few_absent_notes(pairs_of(run_of(part)))
+    assert "3 of 12 frames were asked about fewer than all 3 phrases of the kind 'segment'" in note
+    assert f"over {absent} absent pairs" in note and "val_dataloader.dataset.absent=all" in note
+    # Phrases of another kind do not matter.
+    trees = [replace(f, rows=tuple(r for r in f.rows if r.phrase != "tree")) for f in frames[:3]]
+    assert few_absent_notes(pairs_of(run_of(trees + frames[3:]))) == []
 
 
 def test_a_rate_that_no_threshold_reaches_has_no_difference():
@@ -341,9 +448,10 @@ def test_a_rate_that_no_threshold_reaches_has_no_difference():
 def test_the_files_hold_the_curve():
     pairs = pairs_of(run_of(many()))
     curve = operating_curve(pairs, resamples=20)
-    rows = list(csv.DictReader(io.StringIO(curve_csv(curve).decode())))
+    rows = list(csv.DictReader(io.StringIO(curve_csv("segment", curve).decode())))
     assert [float(row["threshold"]) for row in rows] == [point.threshold for point in curve]
     assert [row["threshold"] for row in rows if row["default"] == "True"] == ["0.5"]
+    assert {row["kind"] for row in rows} == {"segment"}
     for row, point in zip(rows, curve, strict=True):
         for name, score in point.scores.items():
             found = [float(row[name + end]) for end in ("", "_low", "_high")]
@@ -357,7 +465,8 @@ def test_the_files_hold_the_curve():
     assert alone.startswith(b"\x89PNG") and both != alone
     # Nothing absent, and no interval: cells are empty.
     frames = [FrameResult(0, "f", None, "", (pair("a", 0.4, 1, 0, 0), pair("b", 0.6, 1, 0, 0)))]
-    bare = curve_csv(operating_curve(Pairs(run_of(frames), "segment", KINDS))).decode()
+    curve = operating_curve(Pairs(run_of(frames), "segment", KINDS))
+    bare = curve_csv("segment", curve).decode()
     assert bare.splitlines()[1].endswith(",,,,0.0,,,False")
 
 

@@ -33,7 +33,8 @@ def made(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     metric = VesselMetric(
         threshold=0.4, out_dir=folder, pictures=None, metric_set="all", bootstrap=50
     )
-    metric.set_provenance({"answer_mode": "forced", "split": split_hash(dataset)})
+    answered = {"answer_mode": "choice", "presence_threshold": 0.2}
+    metric.set_provenance({**answered, "split": split_hash(dataset)})
     metric.set_grid((16, 16))
     for item in dataset:
         levels = np.random.default_rng(item["meta"]["index"]).integers(0, 256, item["truth"].shape)
@@ -62,7 +63,8 @@ def test_a_stored_run_scores_again_as_it_was_and_at_another_threshold(stored, tm
     rescore(stored, out_dir=tmp_path / "same", metric_set="all", bootstrap=50, pictures=None)
     before, after = report_of(stored), report_of(tmp_path / "same")
     assert after["per_frame"] == before["per_frame"]
-    for key in ("mean", "patient_mean", "pooled", "intervals", "oracle", "split", "answer_mode"):
+    numbers = ("mean", "patient_mean", "pooled", "intervals", "oracle")
+    for key in (*numbers, "split", "answer_mode", "presence_threshold"):
         assert after[key] == before[key], key
     assert after["rescored_from"] == "run"
     comparison = compare_runs([Run.read(stored), Run.read(tmp_path / "same")], ["dice", "hd95"])

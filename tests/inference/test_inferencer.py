@@ -45,6 +45,17 @@ def test_predictions_are_those_of_a_test(trained, frames, tmp_path, mode):
         np.testing.assert_array_equal(result.mask, np.asarray(Image.open(mask)) > 0)
 
 
+def test_the_presence_threshold_is_a_setting_of_what_chooses(trained) -> None:
+    best = best_checkpoint(trained / "run")
+    said = {}
+    for mode, threshold in (("forced", None), ("choice", None), ("choice", 0.2)):
+        options = {"model.answer_mode": mode}
+        options |= {} if threshold is None else {"model.presence_threshold": threshold}
+        model = Sa2VAInferencer(trained / "experiment.py", best, cfg_options=options)
+        said[mode, threshold] = model.settings["presence_threshold"]
+    assert list(said.values()) == [None, 0.5, 0.2]
+
+
 def test_all_forms_of_an_image_give_the_same_map(inferencer, frames):
     pixels = np.asarray(Image.open(frames[0]))
     (expected,) = inferencer(frames[0])

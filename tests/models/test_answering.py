@@ -115,7 +115,7 @@ def test_the_presence_threshold_moves_the_choice_and_nothing_else(
 
 
 def test_a_presence_threshold_is_a_probability_and_of_choice_only() -> None:
-    for wrong in (1.5, -0.1, float("nan"), "half", None):
+    for wrong in (1.5, -0.1, float("nan"), "half", True, None):
         with pytest.raises(ConfigError, match="a probability"):
             build(answer_mode="choice", presence_threshold=wrong)
     with pytest.raises(ConfigError, match="answers that are chosen"):

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from projects.sa2va.checkpoints import DATA_SPLITS_FILE, sha256_of
+from tests.engine.conftest import save
+from tests.evaluation.test_phrases import KINDS
 from tests.evaluation.test_presence import by_hand, many, of_segments, run_of
 
 from .test_data_tools import call, snapshot
@@ -35,11 +38,100 @@ def test_the_curve_is_printed_and_written(call, run, tmp_path):
     assert "kind 'segment', 3 phrases, 36 pairs" in out
     assert "20 resamples of 6 patients" in out and "only 6 patients" in out
     assert {path.name for path in run.iterdir()} == {
-        *("metrics.json", "presence_curve.csv", "presence_curve.png")
+        *("metrics.json", "presence_curve_segment.csv", "presence_curve_segment.png")
     }
-    assert (run / "presence_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "presence_curve_segment.png").read_bytes().startswith(b"\x89PNG")
+    assert "held fixed in the bootstrap" in out
+    before = snapshot(run)
     code, out, err = call("presence", run, "--kind", "group", "--bootstrap", 0)
     assert code == 0 and "kind 'group', 1 phrases" in out and "resamples" not in out, err
+    # The curve of one kind does not replace that of another.
+    added = {path.name for path in run.iterdir()} - {path.name for path in before}
+    assert added == {"presence_curve_group.csv", "presence_curve_group.png"}
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert "Written: presence_curve_group.csv, presence_curve_group.png" in out
+    assert (run / "presence_curve_group.csv").read_text().splitlines()[1].startswith("group,0.0,")
+
+
+def test_notes_are_printed(call, tmp_path):
+    frames = many()
+    rare = [
+        replace(f, rows=tuple(r for r in f.rows if r.phrase != "c" or f.index < 3)) for f in frames
+    ]
+    folder = write(tmp_path / "RUN", rare)
+    code, out, err = call("presence", folder, "--bootstrap", 0)
+    assert code == 0 and "note: 1 of 3 phrases of the kind 'segment' are labelled in" in out, err
+    assert "absent=all" not in out and "interval" not in out
+    rate = ["--at-false-positive-rate", 0.5]
+    code, out, err = call("presence", folder, "--bootstrap", 20, *rate)
+    assert code == 0 and "note: 9 of 12 frames were asked about fewer than all 3" in out, err
+    assert "its interval is unreliable" in out and "val_dataloader.dataset.absent=all" in out
+    # RUN marks little at any threshold, the other all.
+    shy = write(tmp_path / "shy", by_hand(frames, 0.7))
+    plain = write(tmp_path / "plain", frames, answer_mode="none")
+    code, out, err = call("presence", shy, "--beside", plain, "--bootstrap", 0)
+    assert code == 0 and "note: shy has a false-positive rate of 0." in out, err
+    assert "it marks less even when everything is drawn" in out
+
+
+def is_refused(call, folder: Path, message: str, *args) -> str:
+    """Whether a call ends with a message of three parts, before anything is computed or written."""
+    before = snapshot(folder)
+    code, out, err = call("presence", folder, *args)
+    assert code == 2 and message in err and not out
+    assert "thresholds of" not in err and snapshot(folder) == before
+    assert all(part in err for part in ("found:", "expected:", "what to do:"))
+    return err
+
+
+def test_a_folder_that_is_given_twice_is_refused(call, run, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    for same in (run, f"{run}/../RUN", link):
+        is_refused(call, run, "the same folder as RUN", "--beside", same)
+    other = write(tmp_path / "other", many(1))
+    is_refused(call, run, f"the same folder as --beside {other}", "--beside", other, f"{other}/.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phrases": None}, "old has no scores by phrase"),
+        ({"kinds": {**KINDS, "c": "group"}}, "'segment' are a, b, c in RUN, and a, b in old"),
+        ({"split": "1" * 64}, "split of RUN"),
+    ],
+)
+def test_a_run_beside_it_is_checked_before_the_curve(call, run, tmp_path, changes, message):
+    fine = write(tmp_path / "fine", many(1), answer_mode="none")
+    old = write(tmp_path / "old", many(1), answer_mode="none", **changes)
+    is_refused(call, run, message, "--beside", fine, old)
+
+
+def test_frames_of_the_training_are_refused(call, tmp_path):
+    """By the checkpoint, which must be that of the run."""
+    rate = ["--at-false-positive-rate", 0.5, "--bootstrap", 0]
+    path = save(tmp_path / "iter_9.pth", training_state=False)
+    tested = {"source": str(path), "sha256": sha256_of(path)}
+    run = write(tmp_path / "RUN", many(), checkpoint=tested)
+    assert call("presence", run, *rate)[0] == 0
+    beside = path.parent / DATA_SPLITS_FILE
+    beside.write_text(json.dumps({"train": {"hash": "0" * 64}}))
+    is_refused(call, run, f"are the train split of {DATA_SPLITS_FILE}", *rate)
+    assert call("presence", run, "--bootstrap", 0)[0] == 0
+    beside.unlink()
+
+    moved = path.rename(tmp_path / "moved.pth")
+    is_refused(call, run, "iter_9.pth is not there", *rate)
+    code, out, err = call("presence", run, *rate, "--checkpoint", moved)
+    assert code == 0 and "model.presence_threshold=" in out, err
+    is_refused(call, run, "without --at-false-positive-rate", "--checkpoint", moved)
+    own = {"train": {"hash": "0" * 64}}
+    save(moved, training_state=False, data_splits=own)
+    is_refused(call, run, "moved.pth has changed since the test", *rate, "--checkpoint", moved)
+    again = write(tmp_path / "again", many(), checkpoint={**tested, "sha256": sha256_of(moved)})
+    is_refused(call, again, "are the train split of moved.pth", *rate, "--checkpoint", moved)
+    bare = write(tmp_path / "bare", many())
+    is_refused(call, bare, "was tested without one", *rate, "--checkpoint", moved)
 
 
 def test_a_threshold_is_chosen_on_validation_frames(call, run):
@@ -82,5 +174,5 @@ def test_wrong_arguments_are_refused(call, run, tmp_path):
         for frame in many()
     ]
     folder = write(tmp_path / "sure", sure)
-    code, _, err = call("presence", folder, "--at-false-positive-rate", 0.9, "--bootstrap", 0)
-    assert code == 2 and "at every presence_threshold up to 1 more than 0.9" in err
+    rate = ["--at-false-positive-rate", 0.9, "--bootstrap", 0]
+    is_refused(call, folder, "at every presence_threshold up to 1 more than 0.9", *rate)

@@ -100,7 +100,7 @@ def tune(
         )
     report = read_report(folder)
     check_split(report, folder, split)
-    weights = _find_checkpoint(report, folder, checkpoint)
+    weights = find_checkpoint(report, folder, checkpoint)
     path = _choose_path(weights, out, force)
     check_held_out(report, folder, weights)
     run = StoredRun.open(folder, config)
@@ -119,6 +119,7 @@ def tune(
         "model": run.model,
         "run": Path(folder).resolve().name,
         "answer_mode": report.get("answer_mode"),
+        "presence_threshold": report.get("presence_threshold"),
         "probabilities": _map_format(run),
         "frames": training_record(run.dataset),
     }
@@ -160,10 +161,19 @@ def check_split(
         )
 
 
-def _find_checkpoint(
+def find_checkpoint(
     report: Mapping[str, Any], folder: str | Path, given: str | Path | None
 ) -> Path | None:
-    """The checkpoint of the run, unchanged; None where the run had none."""
+    """The checkpoint of the run, unchanged; None where the run had none.
+
+    Args:
+        report: metrics.json.
+        folder: where it lies.
+        given: where the checkpoint lies now, if not where it was tested.
+
+    Raises:
+        CheckpointError: it is not there, or is not the one that was tested.
+    """
     tested = report.get("checkpoint")
     if tested is None:
         if given is not None:

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, DataError, listing, suggest
+from ..models.outputs import DEFAULT_PRESENCE_THRESHOLD
 from .bootstrap import Interval, draw_weights, percentile_interval
 from .compare_phrases import lower_is_better, pair_values, phrase_metrics
 from .postprocess import PostProcess
@@ -276,13 +277,25 @@ def _notes(runs: Sequence[Run], unit: str) -> list[str]:
             "no patient ids: frames count as independent; if patients have several frames, "
             "intervals are too narrow and p too small"
         )
-    for key in ("answer_mode", "presence_threshold", "threshold"):
-        values = {run.name: run.report.get(key) for run in runs}
+    settings = {
+        key: {run.name: run.report.get(key) for run in runs} for key in ("answer_mode", "threshold")
+    }
+    settings["presence_threshold"] = {
+        run.name: _presence_threshold(run)
+        for run in runs
+        if run.report.get("answer_mode") == "choice"
+    }
+    for key, values in settings.items():
         if len(set(map(str, values.values()))) > 1:
             notes.append(
                 f"{key} differs: " + listing(f"{name}: {value}" for name, value in values.items())
             )
     return notes
+
+
+def _presence_threshold(run: Run) -> float:
+    value = run.report.get("presence_threshold")
+    return DEFAULT_PRESENCE_THRESHOLD if value is None else float(value)  # older runs: no such key
 
 
 def _difference(

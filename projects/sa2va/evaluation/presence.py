@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import ConfigError, DataError, listing, suggest
+from ..models.outputs import DEFAULT_PRESENCE_THRESHOLD
 from .compare import Difference, Run, check_comparable, compare_runs
 from .compare_phrases import OVER_PHRASES
 from .metrics import Scores
@@ -30,8 +31,6 @@ from .phrases import Score, phrase_scores
 from .rows import FrameResult, Row
 from .writer import strict
 
-DEFAULT = 0.5
-"""``model.presence_threshold`` where nobody sets it."""
 SHOWN = (0.0, 0.05, *(tenth / 10 for tenth in range(1, 10)), 0.95)
 """Thresholds of the printed table."""
 MOST_POINTS = 200
@@ -79,6 +78,28 @@ class Pairs:
     def presences(self) -> np.ndarray:
         """Of all pairs, float64 [N]."""
         return np.array([row.presence for frame in self.frames for row in frame.rows], float)
+
+    @cached_property
+    def phrases(self) -> list[str]:
+        """Those of this kind."""
+        return [phrase for phrase, kind in self.kinds.items() if kind == self.kind]
+
+    @cached_property
+    def labelled(self) -> Mapping[str, int]:
+        """In how many frames each phrase of this kind is labelled."""
+        rows = (row for frame in self.frames for row in frame.rows)
+        there = Counter(row.phrase for row in rows if not row.counts.empty_truth)
+        return {phrase: there[phrase] for phrase in self.phrases}
+
+    @property
+    def absent(self) -> int:
+        """The number of absent pairs."""
+        return len(self.presences) - sum(self.labelled.values())
+
+    @property
+    def partly_asked(self) -> int:
+        """The number of frames that were not asked about every phrase of this kind."""
+        return sum(len(frame.rows) < len(self.phrases) for frame in self.frames)
 
     @cached_property
     def _all_rows(self) -> list[FrameResult]:
@@ -138,8 +159,8 @@ class Beside:
 
     Attributes:
         name: of the other run.
-        point: its operating point. A run at presence threshold 0 has that of :data:`DEFAULT`, any
-            other the one that it was tested at (``threshold`` is None).
+        point: its operating point. A run at presence threshold 0 has that of the default
+            threshold, any other the one that it was tested at (``threshold`` is None).
         curve: its curve, where it has every presence; else empty.
         same_rate: the smallest threshold of the curve's run whose rate is not above that of
             ``point``, or None if none is.
@@ -173,7 +194,7 @@ def pairs_of(run: Run, kind: str | None = None) -> Pairs:
             expected="a run at model.presence_threshold=0: every phrase with its mask and presence",
             fix=_RERUN,
         )
-    kinds = {row["phrase"]: row["kind"] for row in run.report["phrases"]["by_phrase"]}
+    kinds = _kinds(run)
     known = Counter(kinds.values())
     if kind is not None and kind not in known:
         raise ConfigError(
@@ -216,6 +237,36 @@ def operating_curve(pairs: Pairs, resamples: int = 0, progress: bool = False) ->
     return [Point(t, pairs.scores(t, resamples)) for t in bar]
 
 
+def check_beside(pairs: Pairs, other: Run) -> None:
+    """Refuses a run that cannot be put beside that of a curve.
+
+    Args:
+        pairs: of the curve's run.
+        other: any run over the same frames and phrases.
+
+    Raises:
+        DataError: it has no scores by phrase, or other phrases of this kind, or the runs are not
+            comparable (:func:`.compare.check_comparable`).
+    """
+    again = f"test {other.name} again with tools/test.py"
+    if not other.report.get("phrases"):
+        raise DataError(
+            found=f"{other.name} has no scores by phrase in its metrics.json",
+            expected=f"a run over the phrases of {pairs.run.name}, by a version that scores them",
+            fix=f"{again}, or tools/score.py where its maps were saved, and put that --beside",
+        )
+    theirs = [phrase for phrase, kind in _kinds(other).items() if kind == pairs.kind]
+    if set(theirs) != set(pairs.phrases):
+        raise DataError(
+            found=f"phrases of the kind {pairs.kind!r} are {listing(pairs.phrases)} in "
+            f"{pairs.run.name}, and {listing(theirs) or 'none'} in {other.name}",
+            expected="the same phrases of this kind: their scores are means over them",
+            fix=f"{again} on the frames, phrases and kinds of {pairs.run.name}, or leave it out of "
+            "--beside",
+        )
+    check_comparable(pairs.run, other)
+
+
 def put_beside(pairs: Pairs, other: Run, resamples: int = 0) -> Beside:
     """Compares the run of a curve with another at the other's false-positive rate.
 
@@ -225,11 +276,11 @@ def put_beside(pairs: Pairs, other: Run, resamples: int = 0) -> Beside:
         resamples: of the intervals; 0 for none.
 
     Raises:
-        DataError: the runs are not comparable (:func:`.compare.check_comparable`).
+        DataError: see :func:`check_beside`.
     """
-    check_comparable(pairs.run, other)
+    check_beside(pairs, other)
     theirs = replace(pairs, run=other)
-    threshold = DEFAULT if theirs.every_presence else None
+    threshold = DEFAULT_PRESENCE_THRESHOLD if theirs.every_presence else None
     point = theirs.scores(threshold, resamples)
     curve = operating_curve(theirs) if theirs.every_presence else []
     same = pairs.smallest_threshold(point["false_positive_rate"].value)
@@ -240,6 +291,11 @@ def put_beside(pairs: Pairs, other: Run, resamples: int = 0) -> Beside:
     (difference,) = compare_runs(runs, [metric], resamples=resamples).differences
     same_rate = Point(same, pairs.scores(same, resamples))
     return Beside(other.name, point, threshold, curve, same_rate, difference)
+
+
+def _kinds(run: Run) -> dict[str, str]:
+    """The kind of each phrase."""
+    return {row["phrase"]: row["kind"] for row in run.report["phrases"]["by_phrase"]}
 
 
 def _fault(run: Run) -> str:

@@ -16,6 +16,7 @@ from ..checkpoints import sha256_of
 from ..engine.evaluation_setup import choose_threshold, describe_source
 from ..errors import ConfigError, listing
 from ..evaluation.postprocess import PostProcess
+from ..models.outputs import DEFAULT_PRESENCE_THRESHOLD
 from ..placement import Placement, Precision, choose_placement, parse_precision
 from ..processing import Sa2VAProcessor
 from .build import build_model, readers
@@ -181,12 +182,15 @@ class Sa2VAInferencer:
     def settings(self) -> dict[str, Any]:
         """What decides the predictions, as plain data."""
         path = self._source.path
+        model = self.cfg.model
+        mode = model.get("answer_mode", "none")
+        presence = model.get("presence_threshold", DEFAULT_PRESENCE_THRESHOLD)
         return {
             "model": self._source.text,
             "checkpoint_sha256": None if path is None else sha256_of(path),
             "model_config_sha256": self._source.model_sha256(),
-            "answer_mode": self.cfg.model.get("answer_mode", "none"),
-            "presence_threshold": self.cfg.model.get("presence_threshold"),
+            "answer_mode": mode,
+            "presence_threshold": presence if mode == "choice" else None,
             "precision": self.precision.as_dict(),
             "merge_lora": self.cfg.test_cfg.merge_lora,
             "threshold": self.threshold,

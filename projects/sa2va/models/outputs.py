@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+DEFAULT_PRESENCE_THRESHOLD = 0.5
+"""Of ``model.presence_threshold``: the likelier answer is the one that is given."""
+
 
 @dataclass
 class Prediction:

@@ -27,6 +27,7 @@ from .grounding import GroundingAdapter, ImageFeatures
 from .high_resolution import HighResolutionHead, build_head
 from .losses import build_mask_loss
 from .mllm import MLLMAdapter
+from .outputs import DEFAULT_PRESENCE_THRESHOLD
 from .parameters import fingerprint, frozen_tensors
 from .prediction import round_trained_linears, trained_linears
 from .prediction_parts import PredictionPart
@@ -82,7 +83,7 @@ class Sa2VAModel(AnsweringModel):
         mask_loss: dict | None = None,
         language_loss_weight: float = 1.0,
         answer_mode: Literal["forced", "generate", "choice"] = "forced",
-        presence_threshold: float = 0.5,
+        presence_threshold: float = DEFAULT_PRESENCE_THRESHOLD,
         max_new_tokens: int = 32,
         max_phrases_per_pass: int = 16,
         autocast: str | None = "bfloat16",
@@ -102,18 +103,20 @@ class Sa2VAModel(AnsweringModel):
                 expected=f"one of {', '.join(ANSWER_MODES)}",
                 fix="correct model.answer_mode",
             )
-        if not (isinstance(presence_threshold, int | float) and 0 <= presence_threshold <= 1):
+        number = isinstance(presence_threshold, int | float)
+        if isinstance(presence_threshold, bool) or not (number and 0 <= presence_threshold <= 1):
             raise ConfigError(
                 found=f"model.presence_threshold={presence_threshold!r}",
                 expected="a probability in [0, 1]",
                 fix="correct model.presence_threshold",
             )
-        if presence_threshold != 0.5 and answer_mode != "choice":
+        if presence_threshold != DEFAULT_PRESENCE_THRESHOLD and answer_mode != "choice":
             raise ConfigError(
                 found=f"model.presence_threshold={presence_threshold!r} with model.answer_mode="
                 f"{answer_mode!r}",
                 expected="answers that are chosen: no other kind has a presence",
-                fix="set model.answer_mode=choice, or model.presence_threshold=0.5",
+                fix="set model.answer_mode=choice, or "
+                f"model.presence_threshold={DEFAULT_PRESENCE_THRESHOLD}",
             )
         if self.processor.image_only:
             raise ConfigError(

@@ -112,7 +112,10 @@ def _notes(shown: InferenceResult) -> Html:
     if shown.seg_emitted[0]:
         return Html("")
     if shown.presence is not None:
-        text = f"By the model's answer it is not in this frame (presence {shown.presence[0]:.2f})."
+        text = (
+            f"By the model's answer it is not in this frame: its presence {shown.presence[0]:.2f} "
+            "is below model.presence_threshold."
+        )
         return tag("p", text, class_="v-note")
     text = "The answer holds no [SEG], so there is no mask. Ask as in training, for example: "
     return tag("p", text, tag("i", "blood vessel"), class_="v-note")
