@@ -37,7 +37,7 @@ def test_answers_are_escaped():
 def test_an_answer_without_seg_is_explained():
     assert "so there is no mask" in fragments.result("TOKEN", shown("I see nothing."))
     absent = replace(shown("There is no vessel in this image."), _presence=[0.12])
-    assert "not in this frame (presence 0.12)" in fragments.result("TOKEN", absent)
+    assert "its presence 0.12 is below" in fragments.result("TOKEN", absent)
     assert "no language" in fragments.numbers(shown(""))["Model's answer"]
 
 
