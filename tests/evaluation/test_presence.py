@@ -1,26 +1,20 @@
-"""The operating curve: against pairs emptied by hand, scipy, and a model that really chooses."""
+"""The operating curve: against pairs emptied by hand, and a model that really chooses."""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import mannwhitneyu
 
 from projects.sa2va.errors import ConfigError, DataError
-from projects.sa2va.evaluation import Counts, FrameResult, Row, Scorer, Scores, VesselMetric
-from projects.sa2va.evaluation.bootstrap import cluster_rows, draw_weights
+from projects.sa2va.evaluation import FrameResult, VesselMetric
 from projects.sa2va.evaluation.compare import Run
-from projects.sa2va.evaluation.overlap import OVERLAP_NAMES
 from projects.sa2va.evaluation.phrases import MEAN_NAMES, phrase_scores
 from projects.sa2va.evaluation.presence import (
     MOST_POINTS,
@@ -31,47 +25,26 @@ from projects.sa2va.evaluation.presence import (
     pairs_of,
     put_beside,
 )
-from projects.sa2va.evaluation.presence_auc import auc, presence_auc
 from projects.sa2va.evaluation.presence_report import (
-    auc_table,
-    beside_notes,
     beside_table,
-    curve_csv,
-    curve_table,
-    few_absent_notes,
-    few_frames_notes,
-    operating_diagram,
 )
-from projects.sa2va.evaluation.report import Report
 from projects.sa2va.evaluation.run_folder import read_report
-from projects.sa2va.evaluation.summary import mean_defined
-from projects.sa2va.evaluation.writer import strict
-from projects.sa2va.figures import png_figure
 from tests.models.test_answering import PHRASES, choosing, inputs_of, picture
 
 from .masks import same
-from .test_phrases import KINDS, written_out
+from .presence_runs import (
+    LEVELS,
+    SEGMENTS,
+    by_hand,
+    many,
+    of_segments,
+    pair,
+    run_of,
+    without_presence,
+)
+from .test_phrases import KINDS
 
 __all__ = ["choosing"]
-SEGMENTS = tuple(phrase for phrase, kind in KINDS.items() if kind == "segment")
-LEVELS = [0.0, 0.1, 0.25, 0.5, 0.5000001, 0.8, 1.0]  # few, so that there are ties
-
-
-def pair(phrase: str, presence: float | None, *counts: int) -> Row:
-    return Row(phrase, Scores(Counts(*counts)), True, "", phrase, presence=presence)
-
-
-def run_of(
-    frames: list[FrameResult],
-    name: str = "RUN",
-    kinds: dict[str, str] = KINDS,
-    **changes: Any,
-) -> Run:
-    """A run as metrics.json has it."""
-    provenance = {"answer_mode": "choice", "presence_threshold": 0, "split": "0" * 64}
-    report = Report.of(frames, Scorer(0.5, OVERLAP_NAMES), phrase_kinds=kinds)
-    content = strict(report.content({**provenance, "split_name": "val"}, []))
-    return Run(name, {**content, **changes})
 
 
 @st.composite
@@ -88,43 +61,6 @@ def chosen(draw) -> list[FrameResult]:
         patient = draw(st.sampled_from(["P", "Q", None]))
         frames.append(FrameResult(index, f"f{index}", patient, "", tuple(rows)))
     return frames
-
-
-def many(seed: int = 0, frames: int = 12, noise: float = 0.4) -> list[FrameResult]:
-    """Frames in which every phrase is asked and presence says something about the truth.
-
-    Masks and truth depend on the frame alone; presence on ``seed``, too.
-    """
-    masks, own = np.random.default_rng(7), np.random.default_rng(seed)
-    found = []
-    for index in range(frames):
-        rows = []
-        for number, phrase in enumerate(KINDS):
-            there = masks.random() < 0.3 + 0.1 * number
-            counts = masks.integers(1, 9, 3)
-            own_counts = counts if there else (0, counts[1], 0)
-            level = float(np.clip(0.3 + 0.4 * there + noise * own.normal(), 0, 1))
-            rows.append(pair(phrase, level, *map(int, own_counts), 9))
-        found.append(FrameResult(index, f"f{index}", f"P{index // 2}", "", tuple(rows)))
-    return found
-
-
-def by_hand(frames: list[FrameResult], threshold: float) -> list[FrameResult]:
-    """Masks of pairs below the threshold taken out."""
-    found = []
-    for frame in frames:
-        rows = []
-        for row in frame.rows:
-            if row.presence < threshold:
-                tp, fp, fn, tn = row.counts.array().tolist()
-                row = replace(row, scores=Scores(Counts(0, 0, tp + fn, fp + tn)))
-            rows.append(row)
-        found.append(replace(frame, rows=tuple(rows)))
-    return found
-
-
-def of_segments(frames: list[FrameResult]) -> dict[str, float]:
-    return written_out([row for f in frames for row in f.rows if row.phrase in SEGMENTS])
 
 
 @settings(max_examples=60, deadline=None)
@@ -177,80 +113,6 @@ def test_many_presences_are_thinned_out():
     assert thresholds == sorted(set(thresholds)) and set(SHOWN) < set(thresholds)
     assert set(thresholds) <= {*SHOWN, 1.0, *pairs.presences}
     assert MOST_POINTS / 2 < len(thresholds) <= MOST_POINTS + len(SHOWN) + 1
-
-
-def reference_auc(scores: list[float], labelled: list[bool]) -> float:
-    positives = [s for s, own in zip(scores, labelled, strict=True) if own]
-    negatives = [s for s, own in zip(scores, labelled, strict=True) if not own]
-    if not positives or not negatives:
-        return math.nan
-    return mannwhitneyu(positives, negatives).statistic / len(positives) / len(negatives)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(LEVELS), st.booleans(), st.integers(0, 3)), min_size=1, max_size=9
-    )
-)
-def test_auc_is_the_mann_whitney_statistic_of_the_drawn_pairs(pairs):
-    scores, labelled, drawn = (list(column) for column in zip(*pairs, strict=True))
-    weights = np.array([np.ones(len(pairs)), drawn])
-    found = auc(np.array(scores), np.array(labelled), weights)
-    repeated = [(s, own) for s, own, times in pairs for _ in range(times)]
-    wanted = [
-        reference_auc(scores, labelled),
-        reference_auc([s for s, _ in repeated], [own for _, own in repeated]),
-    ]
-    assert all(same(a, b, 1e-12) for a, b in zip(found.tolist(), wanted, strict=True))
-
-
-def three(rows: list[Row], frequency: dict[str, float]) -> list[float]:
-    """The three AUC, by loops and scipy."""
-    labelled = [not row.counts.empty_truth for row in rows]
-    within = []
-    for phrase in frequency:
-        own = [row for row in rows if row.phrase == phrase]
-        presence = [row.presence for row in own]
-        within.append(reference_auc(presence, [not row.counts.empty_truth for row in own]))
-    return [
-        reference_auc([row.presence for row in rows], labelled),
-        reference_auc([frequency[row.phrase] for row in rows], labelled),
-        mean_defined(within),
-    ]
-
-
-def test_three_auc_and_their_intervals(monkeypatch):
-    monkeypatch.setattr("projects.sa2va.evaluation.presence_auc._NUMBERS_AT_ONCE", 200)  # chunks
-    frames = many()
-    found = presence_auc(frames, resamples=30, seed=3)
-    rows = [row for frame in frames for row in frame.rows]
-    frequency = {
-        phrase: np.mean([not row.counts.empty_truth for row in rows if row.phrase == phrase])
-        for phrase in KINDS
-    }
-    scores = [found.presence, found.frequency, found.within_phrase]
-    assert [score.value for score in scores] == pytest.approx(three(rows, frequency))
-    assert (found.pairs, found.phrases) == (len(rows), len(KINDS))
-    assert found.labelled == sum(not row.counts.empty_truth for row in rows)
-    assert found.both == sum(0 < value < 1 for value in frequency.values())
-    clusters = [own for _, own in cluster_rows(frames)]
-    drawn = [
-        three(
-            [r for w, own in zip(weights, clusters, strict=True) for r in own * int(w)], frequency
-        )
-        for weights in draw_weights(len(clusters), 30, 3)
-    ]
-    for score, sampled in zip(scores, np.array(drawn).T, strict=True):
-        assert score.interval == pytest.approx(tuple(np.nanquantile(sampled, [0.025, 0.975])))
-    assert "0." in auc_table(found) and presence_auc(frames).presence.interval is None
-
-
-def test_auc_of_one_class_is_undefined():
-    frames = [FrameResult(0, "f", None, "", (pair("a", 0.5, 1, 0, 0, 9), pair("b", 0.2, 1, 0, 0)))]
-    found = presence_auc(frames, resamples=10)
-    assert math.isnan(found.presence.value) and math.isnan(found.within_phrase.value)
-    assert found.both == 0
 
 
 REFUSED = {
@@ -331,13 +193,6 @@ def test_runs_beside_it_are_met_at_their_false_positive_rate():
         put_beside(pairs, run_of(plain[1:], "U-Net", answer_mode="none"))
 
 
-def without_presence(frames: list[FrameResult]) -> list[FrameResult]:
-    return [
-        replace(frame, rows=tuple(replace(row, presence=None) for row in frame.rows))
-        for frame in frames
-    ]
-
-
 BESIDE = {
     "older": ({"phrases": None}, "U-Net has no scores by phrase", "tools/score.py"),
     "other kinds": (
@@ -364,73 +219,6 @@ def test_runs_without_the_same_phrases_are_refused(case):
     check_beside(pairs, run_of(without_presence(many()), "U-Net", kinds, answer_mode="none"))
 
 
-def with_masks(absent: list[tuple[float, bool]]) -> list[FrameResult]:
-    """Frames with a labelled pair, and an absent one of a presence that has a mask or not."""
-    return [
-        FrameResult(
-            *(k, f"f{k}", None, ""),
-            (pair("a", level, 0, 3 * has_mask, 0, 9), pair("b", 0.9, 3, 0, 0, 9)),
-        )
-        for k, (level, has_mask) in enumerate(absent)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("own", "message"),
-    [
-        ([(0.5, False)] * 10 + [(0.5, True)] * 10, "it marks less even when everything is drawn"),
-        ([(0.5, False)] * 6 + [(0.5, True)] * 14, "it marks less even"),
-        ([(0.5, True)] * 20, "many pairs share a presence"),
-        ([(k / 20, True) for k in range(20)], None),
-        ([(0.5, False)] * 5 + [(0.5, True)] * 15, None),  # 0.05 below, and no more
-    ],
-)
-def test_a_rate_far_below_that_of_the_other_is_noted(own, message):
-    theirs = with_masks([(0.5, True)] * 16 + [(0.5, False)] * 4)
-    other = run_of(without_presence(theirs), "U-Net", answer_mode="none")
-    found = put_beside(pairs_of(run_of(with_masks(own))), other)
-    notes = beside_notes("RUN", [found])
-    assert len(notes) == (message is not None)
-    if message is not None:
-        rate = found.same_rate.scores["false_positive_rate"].value
-        assert message in notes[0]
-        assert f"RUN has a false-positive rate of {rate:.3f} where U-Net has 0.800" in notes[0]
-
-
-def test_phrases_that_are_hardly_ever_labelled_are_noted():
-    def labelled(times: dict[str, int]) -> Pairs:
-        rows = [
-            tuple(pair(p, 0.5, *((3, 0, 0) if k < n else (0, 1, 0)), 9) for p, n in times.items())
-            for k in range(8)
-        ]
-        frames = [FrameResult(k, f"f{k}", None, "", own) for k, own in enumerate(rows)]
-        return pairs_of(run_of(frames), "segment")
-
-    # The group is of another kind; what is labelled nowhere is not in the mean.
-    (note,) = few_frames_notes(labelled({"a": 4, "b": 5, "c": 1, "ab": 2}), True)
-    assert "2 of 3 phrases of the kind 'segment' are labelled in fewer than 5 frames (a, c)" in note
-    assert "need not lie around it" in note
-    assert few_frames_notes(labelled({"a": 5, "b": 8, "c": 0, "ab": 2}), True) == []
-    (note,) = few_frames_notes(labelled({"a": 4, "b": 5, "c": 0}), False)
-    assert "1 of 3" in note and "interval" not in note
-
-
-def test_frames_that_were_asked_about_a_part_of_the_phrases_are_noted():
-    frames = many()
-    assert few_absent_notes(pairs_of(run_of(frames))) == []
-    part = [
-        replace(f, rows=tuple(r for r in f.rows if r.phrase != "c" or f.index > 2)) for f in frames
-    ]
-    own = [row for f in part for row in f.rows if row.phrase in SEGMENTS]
-    absent = sum(row.counts.empty_truth for row in own)
-    (note,) = few_absent_notes(pairs_of(run_of(part)))
-    assert "3 of 12 frames were asked about fewer than all 3 phrases of the kind 'segment'" in note
-    assert f"over {absent} absent pairs" in note and "val_dataloader.dataset.absent=all" in note
-    # Phrases of another kind do not matter.
-    trees = [replace(f, rows=tuple(r for r in f.rows if r.phrase != "tree")) for f in frames[:3]]
-    assert few_absent_notes(pairs_of(run_of(trees + frames[3:]))) == []
-
-
 def test_a_rate_that_no_threshold_reaches_has_no_difference():
     """An absent pair that is sure to be there keeps its mask up to the last threshold."""
     rows = (pair("a", 1.0, 0, 3, 0, 9), pair("b", 0.3, 3, 0, 0, 9))
@@ -443,31 +231,6 @@ def test_a_rate_that_no_threshold_reaches_has_no_difference():
     assert "none" in beside_table("RUN", [found])
     lower = [replace(f, rows=(replace(rows[0], presence=0.9), rows[1])) for f in frames]
     assert pairs_of(run_of(lower)).smallest_threshold(0.5) == 1
-
-
-def test_the_files_hold_the_curve():
-    pairs = pairs_of(run_of(many()))
-    curve = operating_curve(pairs, resamples=20)
-    rows = list(csv.DictReader(io.StringIO(curve_csv("segment", curve).decode())))
-    assert [float(row["threshold"]) for row in rows] == [point.threshold for point in curve]
-    assert [row["threshold"] for row in rows if row["default"] == "True"] == ["0.5"]
-    assert {row["kind"] for row in rows} == {"segment"}
-    for row, point in zip(rows, curve, strict=True):
-        for name, score in point.scores.items():
-            found = [float(row[name + end]) for end in ("", "_low", "_high")]
-            assert found == [score.value, *score.interval]
-    text = curve_table(curve)
-    assert len(text.splitlines()) == len(SHOWN) + 1 and "0.50 (default)" in text
-    beside = put_beside(pairs, run_of(many(seed=2), "other"))
-    alone, both = (
-        png_figure(*operating_diagram("RUN", "segment", curve, own)) for own in ([], [beside])
-    )
-    assert alone.startswith(b"\x89PNG") and both != alone
-    # Nothing absent, and no interval: cells are empty.
-    frames = [FrameResult(0, "f", None, "", (pair("a", 0.4, 1, 0, 0), pair("b", 0.6, 1, 0, 0)))]
-    curve = operating_curve(Pairs(run_of(frames), "segment", KINDS))
-    bare = curve_csv("segment", curve).decode()
-    assert bare.splitlines()[1].endswith(",,,,0.0,,,False")
 
 
 def test_a_run_at_zero_is_every_other_run(choosing, monkeypatch, tmp_path):

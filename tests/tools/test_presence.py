@@ -10,8 +10,8 @@ import pytest
 
 from projects.sa2va.checkpoints import DATA_SPLITS_FILE, sha256_of
 from tests.engine.conftest import save
+from tests.evaluation.presence_runs import by_hand, many, of_segments, run_of
 from tests.evaluation.test_phrases import KINDS
-from tests.evaluation.test_presence import by_hand, many, of_segments, run_of
 
 from .test_data_tools import call, snapshot
 

@@ -7,10 +7,10 @@ Three ways to an answer, ``model.answer_mode``:
 * ``choice``: of the two templates, for a phrase that is there and one that is not, the one whose
   first token of its own is the likelier (greedy decoding by a model that knows just these two). The
   probability of the former against the latter is the phrase's presence; ``presence_threshold``
-  moves the bound from 0.5. It takes no further pass:
-  what stands behind a position cannot change the hidden state there, so one pass over question and
-  "there" template has the decision and, if it is that template, its [SEG]. Of several phrases in
-  one question each is decided after those before it, a pass each.
+  moves the bound from 0.5. It takes no further pass: what stands behind a position cannot change
+  the hidden state there, so one pass over question and "there" template has the decision and, if it
+  is that template, its [SEG]. Of several phrases in one question each is decided after those before
+  it, a pass each.
 """
 
 from __future__ import annotations

@@ -103,8 +103,11 @@ class Sa2VAModel(AnsweringModel):
                 expected=f"one of {', '.join(ANSWER_MODES)}",
                 fix="correct model.answer_mode",
             )
-        number = isinstance(presence_threshold, int | float)
-        if isinstance(presence_threshold, bool) or not (number and 0 <= presence_threshold <= 1):
+        if (
+            isinstance(presence_threshold, bool)
+            or not isinstance(presence_threshold, int | float)
+            or not 0 <= presence_threshold <= 1
+        ):
             raise ConfigError(
                 found=f"model.presence_threshold={presence_threshold!r}",
                 expected="a probability in [0, 1]",
